@@ -34,7 +34,10 @@ def main() -> NoReturn:
 
 
 def _command(words: Sequence[str]) -> str:
-    """Return the command that is typed, behind options of the connection, each of which has a value: `taskflow -s URL run`."""
+    """Return the command that is typed.
+
+    Options of the connection may stand before it, each with a value: `taskflow -s URL run`.
+    """
     left = iter(words)
     for word in left:
         if not word.startswith("-"):
@@ -45,7 +48,10 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _occupy_standard_streams() -> None:
-    """Have descriptors 0 to 2 lead somewhere: a closed one would go to the next file, the database, and what is said be written there."""
+    """Have descriptors 0 to 2 lead somewhere.
+
+    A closed one would go to the next file, the database, and what is said be written there.
+    """
     for number in range(3):
         try:
             os.fstat(number)

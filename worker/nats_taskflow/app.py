@@ -1,4 +1,4 @@
-"""Run the worker: the composition root, and the one place that names the adapters (CONTRACT 7, 8)."""
+"""Run the worker: the one place that names the adapters (CONTRACT 7, 8)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ async def run(
     adopt: bool = False,
     greet: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
+    """Run the worker until a signal stops it.
+
+    Returns the exit code 0 or raises the `Refusal` with another.
 
     `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already. `adopt`: also where the consumers
     belong to another database; they are this one's then. `greet` is called when the worker is ready and has said so.
@@ -78,7 +80,9 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
 
 
 async def provision(config: Config, database: str | None = None, *, adopt: bool = False, set_limits: bool = False) -> int:
-    """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
+    """Make the streams and consumers that `run` needs, and end.
+
+    Returns the exit code 0 or raises the `Refusal` with another.
 
     `database`: whose consumers they are from now on. `set_limits`: streams that are there get the limits of the settings, too.
     """
@@ -92,7 +96,10 @@ async def provision(config: Config, database: str | None = None, *, adopt: bool 
 async def _prepare(
     config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, set_limits: bool = False
 ) -> list[str]:
-    """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
+    """Prepare the broker on a connection of its own; returns warnings.
+
+    Raises the `Refusal` that stands against a worker there.
+    """
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
@@ -104,14 +111,20 @@ async def _prepare(
 
 
 async def migrate(path: str) -> None:
-    """Bring the database at `path` to the newest schema, and leave it closed. Raises the `Refusal` that keeps a worker from it, too."""
+    """Bring the database at `path` to the newest schema, and leave it closed.
+
+    Raises the `Refusal` that keeps a worker from it, too.
+    """
     async with _closing(await SqliteFlowStore.open(path)):
         pass
 
 
 @asynccontextmanager
 async def _closing(store: Store) -> AsyncIterator[Store]:
-    """Close the store at the end. What has ended the worker is its reason, also where the store then cannot be closed for it."""
+    """Close the store at the end.
+
+    What has ended the worker is its reason, also where the store then cannot be closed for it.
+    """
     try:
         yield store
     except BaseException:
@@ -155,7 +168,10 @@ async def _serve(
 
 
 def _exit_reason(failure: BaseException) -> BaseException:
-    """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
+    """Return the refusal that ends the worker.
+
+    A defect is logged with its traceback, and one line says where to look.
+    """
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure
     logger("worker").error("worker.failed", why=repr(failure), exc_info=failure)

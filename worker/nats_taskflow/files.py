@@ -1,4 +1,7 @@
-"""Files that may have been planted by somebody else: look at owner and mode before use, write whole or not at all."""
+"""Files that may have been planted by somebody else.
+
+Look at owner and mode before use, write whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,6 @@ def open_own(path: Path, flags: int, owners: Collection[int] = ()) -> int:
 
 
 def _flaw(status: os.stat_result, owners: Collection[int]) -> str:
-    """Say what is wrong with an open file; empty where nothing is."""
     if not stat.S_ISREG(status.st_mode):
         return "it is no ordinary file"
     return "" if status.st_uid in {os.geteuid(), 0, *owners} else f"it belongs to {user(status.st_uid)}"
@@ -48,7 +50,10 @@ def check_own(status: os.stat_result, path: Path) -> None:
 
 
 def check_unwritable(status: os.stat_result, path: Path) -> None:
-    """Raise `OSError` where somebody else owns a file or folder, or may change it. In a sticky folder (/tmp) only owners may."""
+    """Raise `OSError` where somebody else owns a file or folder, or may change it.
+
+    In a sticky folder (/tmp) only owners may.
+    """
     check_own(status, path)
     is_sticky = stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
     if not is_sticky and (status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_alone_in(status.st_gid))):
@@ -56,14 +61,20 @@ def check_unwritable(status: os.stat_result, path: Path) -> None:
 
 
 def check_folders(folder: Path) -> None:
-    """Raise `OSError` where a folder, or one above it, is somebody else's or for others to write: they could put another file there."""
+    """Raise `OSError` where a folder above the file is not safe.
+
+    It is somebody else's, or others may write to it: they could put another file there.
+    """
     real = folder.resolve()
     for one in (real, *real.parents):
         check_unwritable(one.stat(), one)
 
 
 def _is_alone_in(group: int) -> bool:
-    """Tell whether a group has no member but this user: many systems give each user such a group, which may write what its user may."""
+    """Tell whether a group has no member but this user.
+
+    Many systems give each user such a group, which may write what its user may.
+    """
     me = os.geteuid()
     with contextlib.suppress(KeyError):
         others = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(group).gr_mem} | {
@@ -82,7 +93,6 @@ def user(number: int) -> str:
 
 
 def _refused(why: str, path: Path) -> OSError:
-    """Make the error."""
     return PermissionError(errno.EPERM, why, str(path))
 
 
@@ -91,7 +101,9 @@ _UNFINISHED = ".taskflow-part"
 
 @contextlib.contextmanager
 def partial_name(target: Path) -> Iterator[Path]:
-    """Make the empty private file that is to become `target`, and remove it at the end where it has not; first, what killed programs left.
+    """Make the empty private file that is to become `target`.
+
+    It is removed at the end where it has not. What killed programs left goes first.
 
     Its lock tells others that somebody is at work on it. Raises `OSError` where it cannot be made.
     """
@@ -120,7 +132,10 @@ def publish_file(part: Path, target: Path) -> None:
 
 
 def _remove_left(part: Path) -> None:
-    """Remove an unfinished file unless somebody is at work on it. One that cannot be looked at stays: it is not in the way."""
+    """Remove an unfinished file unless somebody is at work on it.
+
+    One that cannot be looked at stays: it is not in the way.
+    """
     try:
         descriptor = open_own(part, os.O_RDWR)
     except OSError:
@@ -136,6 +151,5 @@ def _remove_left(part: Path) -> None:
 
 
 def _remove(part: Path) -> None:
-    """Remove an unfinished file, with what SQLite has beside it."""
     for beside in ("", "-journal"):
         part.with_name(part.name + beside).unlink(missing_ok=True)

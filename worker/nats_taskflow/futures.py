@@ -1,4 +1,7 @@
-"""Resolve futures whose waiter may be gone, and see a step through although its waiter is."""
+"""Resolve futures that may be cancelled, and run a coroutine to its end.
+
+The waiter may be gone in both cases.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import Any
 
 
 async def run_shielded(step: Coroutine[Any, Any, None]) -> None:
-    """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
+    """Run a step to its end even when cancelled meanwhile.
+
+    Cancelling an await does not cancel the SQL (ARCHITECTURE 3).
+    """
     task = asyncio.ensure_future(step)
     try:
         await asyncio.shield(task)

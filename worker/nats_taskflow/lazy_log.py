@@ -1,4 +1,7 @@
-"""Load structlog at the first log call, not at import: a command that asks one question logs nothing."""
+"""Load structlog at the first log call, not at import.
+
+A command that asks one question logs nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tell a secret from the path of its file: people paste the one where the other belongs, and no error may repeat it."""
+"""Tell a secret from the path of its file.
+
+People paste the one where the other belongs, and no error may repeat it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ _SECRET = re.compile(r"\n|-----BEGIN|\bS[A-Z2-7]{50,}\b|\A\s*eyJ")  # credential
 
 
 def check_path(path: str) -> None:
-    """Raise `ValueError`, without repeating it, for what is the secret itself and not where it lies."""
+    """Raise `ValueError` for the secret itself in place of its path.
+
+    The error does not repeat it.
+    """
     if _SECRET.search(path):
         raise ValueError("must be the path of a file, not the secret itself; write it into a file and name that")

@@ -1,4 +1,6 @@
-"""Start what runs beside something else, so that none of it ends in silence and leaves the program standing still.
+"""Start tasks of which none may end in silence.
+
+It would leave the program standing still.
 
 A task can end without a word: nobody looks at its exception, or what it waited for was cancelled by somebody else (nats-py does so), which
 asyncio takes for its own cancellation. Here, what goes on for ever either goes on after a rest (`repeat`), or its end is an error: of the
@@ -29,7 +31,9 @@ _log = Logger()
 
 
 def heed_cancellation() -> None:
-    """Raise the cancellation of this task that something awaited has swallowed: nats-py does, now and then.
+    """Raise the cancellation of this task that something awaited has swallowed.
+
+    Nats-py does, now and then.
 
     Who goes on instead is never ended, and whoever waits for the end waits for ever.
     """
@@ -39,7 +43,10 @@ def heed_cancellation() -> None:
 
 
 async def repeat(step: Callable[[], Awaitable[object]], name: str, *, rest: float = REST) -> NoReturn:
-    """Take one step after another until cancelled. One that fails is told of, and the next comes after a rest. Raises a `Refusal`."""
+    """Take one step after another until cancelled.
+
+    One that fails is told of, and the next comes after a rest. Raises a `Refusal`.
+    """
     while True:
         try:
             await step()
@@ -53,7 +60,10 @@ async def repeat(step: Callable[[], Awaitable[object]], name: str, *, rest: floa
 
 
 def keep(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start what is to last until it is cancelled or done. Its failure is the loop's, for nobody waits for it."""
+    """Start what is to last until it is cancelled or done.
+
+    Its failure is the loop's, for nobody waits for it.
+    """
     return watch(_begun(asyncio.get_running_loop(), work, name))
 
 
@@ -64,7 +74,6 @@ def watch(task: asyncio.Task[None]) -> asyncio.Task[None]:
 
 
 def _begun(where: asyncio.AbstractEventLoop | asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start a task."""
     task = where.create_task(_lasting(work, name), name=name)
     task.add_done_callback(lambda _: work.close())  # Python complains of one that was cancelled before it began
     return task
@@ -80,14 +89,16 @@ async def _lasting(work: Awaitable[None], name: str) -> None:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """Tell the loop of a failure."""
     if not task.cancelled() and (failure := task.exception()) is not None:
         name = task.get_name()
         task.get_loop().call_exception_handler({"message": f"{name} has failed", "exception": failure, _LASTING: name})
 
 
 class Tasks:
-    """A `TaskGroup` of what lasts: `async with`. The first that fails ends the others, and the block."""
+    """A `TaskGroup` of what lasts: `async with`.
+
+    The first that fails ends the others, and the block.
+    """
 
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
@@ -105,7 +116,10 @@ class Tasks:
 
 
 class Errands:
-    """Tasks that nobody waits for, each with an end of its own. A failure is one errand's, and told of."""
+    """Tasks that nobody waits for, each with an end of its own.
+
+    A failure is one errand's, and told of.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()  # the loop keeps weak references only
@@ -121,21 +135,25 @@ class Errands:
         return task
 
     async def finish(self, timeout: float | None = None) -> None:
-        """Wait until all are done, those included that begin meanwhile, at most `timeout` seconds."""
+        """Wait until all are done, at most `timeout` seconds.
+
+        Those included that begin meanwhile.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._tasks:
                     await asyncio.wait(self._tasks)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        """Forget one that is done."""
         self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             _log.error("errand_failed", task=task.get_name(), exc_info=failure)
 
 
 class LastResort:
-    """Ends the process where something fails on the running loop that nobody waits for, while the `with` block lasts.
+    """Ends the process where something fails that nobody waits for.
+
+    It is about the running loop, while the `with` block lasts.
 
     A callback, or a task that was to last: what it left undone nobody knows, and what waits for it may wait for ever, the stop as well.
     So it is not stopped but ended, as by `kill -9`, which the next start is made for. `end` is called with the exit code.
@@ -157,7 +175,10 @@ class LastResort:
         self._loop.set_exception_handler(handler)
 
     def _on_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """End, but for what is left of a task of its own end, or of a connection: that is only logged."""
+        """End, but for what is left of a task of its own end, or of a connection.
+
+        That is only logged.
+        """
         failure = context.get("exception")
         if failure is not None and (_LASTING in context or "handle" in context or context.keys() <= {"exception", "message"}):
             self._fail(str(context.get("message")), failure)
@@ -165,11 +186,13 @@ class LastResort:
             loop.default_exception_handler(context)
 
     def _on_unraisable(self, left: sys.UnraisableHookArgs) -> None:
-        """End where the memory is not even enough to tell the loop (uvloop drops a callback then), or to clean up."""
+        """End where there is not even memory to tell the loop, or to clean up.
+
+        uvloop drops a callback then.
+        """
         self._for_memory(left.exc_value, lambda: self._before[1](left))
 
     def _on_thread(self, ended: threading.ExceptHookArgs) -> None:
-        """End where a thread has ended for want of memory: the database's, say."""
         self._for_memory(ended.exc_value, lambda: self._before[2](ended))
 
     def _for_memory(self, failure: BaseException | None, otherwise: Callable[[], object]) -> None:

@@ -1,4 +1,7 @@
-"""Put text into the form that users read: numbers of things, and docstrings without what only developers have."""
+"""Put text into the form that users read.
+
+Numbers of things, and docstrings without what only developers have.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,19 @@ _REFERENCE = re.compile(r" \((?:(?:SEMANTICS|CONTRACT|RELIABILITY|ARCHITECTURE) 
 
 
 def for_users(docstring: str) -> str:
-    """Return a docstring without its indentation as users read it: a line for each paragraph, what is indented further as it stands."""
+    """Return a docstring without its indentation as users read it.
+
+    A line for each paragraph, what is indented further as it stands.
+    """
     paragraphs = _REFERENCE.sub("", docstring).split("\n\n")
     return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in paragraphs)
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Say how many of something there are: `1 flow`, `2 flows`; `many` is the plural where it is not `one` with an s."""
+    """Say how many of something there are: `1 flow`, `2 flows`.
+
+    `many` is the plural where it is not `one` with an s.
+    """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -36,7 +45,10 @@ def shown(text: str) -> str:
 
 
 def meant(written: str, known: Iterable[str]) -> str:
-    """Return the hint at the name that was probably meant, to end a sentence with: `; did you mean goal?`; empty where none is near."""
+    """Return the hint at the name that was probably meant, to end a sentence with.
+
+    `; did you mean goal?`; empty where none is near.
+    """
     from difflib import get_close_matches  # noqa: PLC0415 - only for what is misspelt
 
     near = get_close_matches(written[:_LINE], list(known), n=1)

@@ -1,4 +1,7 @@
-"""Let in what waits, one of each name in turn: whoever has much waiting delays nobody but itself."""
+"""Let in what waits, one of each name in turn.
+
+Whoever has much waiting delays nobody but itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _ANY = 2**62
 
 
 class AdmissionBounds(NamedTuple):
-    """How much may be inside at a time: so many, which weigh so many bytes together. What is heavier than that comes in alone."""
+    """How much may be inside at a time: so many, which weigh so many bytes together.
+
+    What is heavier than that comes in alone.
+    """
 
     places: int
     weight: int = _ANY
@@ -35,7 +41,9 @@ class _Load:
 
 
 class FairAdmission(Generic[Item]):
-    """Lets items in while there is room for them, within `total` and, of one name, within `each`.
+    """Lets items in while there is room, in all and for each name.
+
+    `total` bounds them all, `each` those of one name.
 
     `let_in` is called with each, of one name in their order. `waiting`: how many bytes wait.
     """
@@ -68,7 +76,10 @@ class FairAdmission(Generic[Item]):
         self._turn()
 
     def take_back(self) -> Item:
-        """Return the item that came last of the name with most waiting. Something must wait."""
+        """Return the item that came last of the name with most waiting.
+
+        Something must wait.
+        """
         name = max(self._weights, key=self._weights.__getitem__)
         return self._taken(name, self._lines[name].pop)
 
@@ -86,7 +97,10 @@ class FairAdmission(Generic[Item]):
             self._let_in(item)
 
     def _next(self) -> str | None:
-        """Return whose turn it is, None while there is no room. Whoever has a full share is passed over."""
+        """Return whose turn it is, None while there is no room.
+
+        Whoever has a full share is passed over.
+        """
         for name, line in self._lines.items():
             weight = line[0][1]
             mine = self._inside.get(name)
@@ -105,7 +119,10 @@ class FairAdmission(Generic[Item]):
 
 
 class FairTurns:
-    """Turns to do something, one of each name in turn: within `total` at a time, and of one name within `each`."""
+    """Turns to do something, one of each name in turn.
+
+    Within `total` at a time, and of one name within `each`.
+    """
 
     def __init__(self, total: AdmissionBounds, each: AdmissionBounds) -> None:
         self._turnstile: FairAdmission[tuple[str, asyncio.Future[None], int]] = FairAdmission(total, each, self._let_in)
@@ -124,11 +141,13 @@ class FairTurns:
 
     @asynccontextmanager
     async def on_demand(self, name: str, weight: int = 0) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Give a function that waits for a turn, once; if it was called, the turn is over at the end."""
+        """Give a function that waits for a turn, once.
+
+        If it was called, the turn is over at the end.
+        """
         async with AsyncExitStack() as taken:
 
             async def turn() -> None:
-                """Wait for it."""
                 await taken.enter_async_context(self.of(name, weight))
 
             yield turn

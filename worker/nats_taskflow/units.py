@@ -1,4 +1,6 @@
-"""Microseconds since the Unix epoch, the one unit of time inside the worker; and durations as people write them.
+"""Microseconds since the Unix epoch, the one unit of time inside the worker.
+
+It also reads and writes durations as people write them.
 
 Durations have the text form of the Rust crate `humantime` (`500ms`, `15m`, `1h 30m`, `30d`, `2weeks`; a month is 30.44 days and a year
 365.25), so that settings move over from the reference system unchanged.
@@ -19,7 +21,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> Micros:
-    """Return `at` (aware) as microseconds since the epoch, exactly. Raises `ValueError` on a naive datetime."""
+    """Return `at` (aware) as microseconds since the epoch, exactly.
+
+    Raises `ValueError` on a naive datetime.
+    """
     if at.tzinfo is None:
         message = "a time without an offset is ambiguous: give an aware datetime"
         raise ValueError(message)
@@ -33,7 +38,10 @@ def to_datetime(at: Micros) -> datetime:
 
 @lru_cache(maxsize=64)  # all that a batch changes happens at one time
 def rfc3339(at: Micros) -> str:
-    """Return `at` as RFC 3339 UTC text with a `Z`, with microseconds only where there are any."""
+    """Return `at` as RFC 3339 UTC text with a `Z`.
+
+    With microseconds only where there are any.
+    """
     return to_datetime(at).isoformat().replace("+00:00", "Z")
 
 
@@ -60,7 +68,7 @@ _LONGEST_US = 1000 * _US_BY_NAME["year"]  # far below 2**63, so that `now + dura
 
 
 class BadDuration(ValueError):
-    """The text is no duration; the message says what is wrong with it and what would be right."""
+    """The text is no duration; the message says what would be right."""
 
 
 class Duration(int):
@@ -68,7 +76,10 @@ class Duration(int):
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read `text`; raise `BadDuration` when it is not a sequence of `<whole number><unit>`."""
+        """Read a duration, a sequence of `<whole number><unit>`.
+
+        Raises `BadDuration` for other text.
+        """
         return cls(parse_duration(text))
 
     @property
@@ -84,7 +95,10 @@ class Duration(int):
 
 
 def parse_duration(text: str) -> int:
-    """Give the microseconds in `text`; parts add up (`1h 30m`). Raise `BadDuration` with a sentence on anything else."""
+    """Give the microseconds in `text`; parts add up (`1h 30m`).
+
+    Raise `BadDuration` with a sentence on anything else.
+    """
     stripped = text.strip()
     if stripped == "0":
         return 0
@@ -117,7 +131,10 @@ def _complaint(text: str, stripped: str) -> str:
 
 
 def format_duration(us: int) -> str:
-    """Write `us` microseconds (zero or more) so that `parse_duration` reads the same number back: `90_000_000` → `1m 30s`."""
+    """Write microseconds as a duration: `90_000_000` → `1m 30s`.
+
+    `us` is zero or more. `parse_duration` reads the same number back.
+    """
     if us < 0:
         raise BadDuration(f"{us} microseconds are negative; a duration is zero or more")
     parts = []

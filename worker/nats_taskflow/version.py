@@ -17,10 +17,16 @@ def program_version() -> str:
 
 
 def program_revision() -> str:
-    """Give the commit that the program was built from, which the image's build says; `unknown` elsewhere."""
+    """Give the commit that the program was built from, which the image's build says.
+
+    `unknown` elsewhere.
+    """
     return os.environ.get("BUILD_REVISION", "") or "unknown"
 
 
 def command(*arguments: str) -> tuple[str, ...]:
-    """Return what runs this program with `arguments`: the interpreter by its whole name, and nothing of the working directory (`-P`)."""
+    """Return what runs this program with `arguments`.
+
+    The interpreter by its whole name, and nothing of the working directory (`-P`).
+    """
     return (sys.executable, "-P", "-m", "nats_taskflow", *arguments)

@@ -1,4 +1,7 @@
-"""Wire the services to a store and a bus, whichever adapters these are: for the worker, for `taskflow dev` and for the test kit."""
+"""Wire the services to a store and a bus, whichever adapters these are.
+
+For the worker, for `taskflow dev` and for the test kit.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,10 @@ def wall_clock() -> Micros:
 
 
 async def set_up(config: Config, store: Store, bus: Bus, recorder: MetricsRecorder, clock: Clock, *, adopt: bool = False) -> Services:
-    """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
+    """Connect, make what the worker needs at the broker, and wire the services.
+
+    The adapters of store and bus may be any.
+    """
     spans = open_spans(recorder.count_spans) if config.otel.enabled else None
     await bus.open()
     subjects = Subjects(config.subjects.prefix)
@@ -100,7 +106,9 @@ async def set_up(config: Config, store: Store, bus: Bus, recorder: MetricsRecord
 
 
 def open_spans(count: SpanCount) -> SpanSink | None:
-    """Open the exporter to the collector of the OTEL_* variables; None where they switch the SDK off.
+    """Open the exporter to the collector of the OTEL_* variables.
+
+    None where they switch the SDK off.
 
     Raises `ConfigError` where the SDK is not installed, or its variables ask for something it cannot do.
     """
@@ -190,7 +198,6 @@ def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
-    """Ask which messages the inbound streams still keep."""
     return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
 
@@ -226,7 +233,6 @@ def admin_queries(store: Store, bus: Bus, subjects: Subjects, engine: Engine, re
         return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
 
     def room() -> int:
-        """Say how much an answer may weigh."""
         return capacity.page_bytes(bus.max_payload)
 
     return Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)

@@ -29,7 +29,9 @@ def load(
     folder: Path | None = None,
     base: Mapping[str, SourcedValue] | None = None,
 ) -> Config:
-    """Return the configuration in force. Raises `ConfigError` (exit 78) with one line when it cannot be right.
+    """Return the configuration in force.
+
+    Raises `ConfigError` (exit 78) with one line when it cannot be right.
 
     `flags` maps keys (`store.path`) to texts. `environ` and `folder` replace the process's environment and working folder.
     """
@@ -54,7 +56,6 @@ def load(
 
 
 def _first(layers: Sequence[Layer], key: str) -> SourcedValue | None:
-    """Return the value of `key` from the highest layer that has one."""
     return next((layer[key] for layer in layers if key in layer), None)
 
 
@@ -79,7 +80,10 @@ def _context_layer(layers: Sequence[Layer], name: SourcedValue, environ: Mapping
 
 
 def _parse(setting: Setting, source: SourcedValue, environ: Mapping[str, str]) -> Any:
-    """Parse a raw value. An empty text overrides lower layers where the default is nothing."""
+    """Parse a raw value.
+
+    An empty text overrides lower layers where the default is nothing.
+    """
     if source.value == "" and setting.default in (None, ""):
         return setting.default
     try:
@@ -93,7 +97,10 @@ def _parse(setting: Setting, source: SourcedValue, environ: Mapping[str, str]) -
 
 
 def _take_lone_user_for_token(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """Take `$NATS_USER` without a password as a token, as the nats CLI does ("Username or Token")."""
+    """Take `$NATS_USER` without a password as a token.
+
+    The nats CLI does ("Username or Token").
+    """
     if origins.get("nats.user") == "environment NATS_USER" and not values.get("nats.password") and not values.get("nats.token"):
         values["nats.token"], origins["nats.token"] = Secret(text=values.pop("nats.user")), origins.pop("nats.user")
 

@@ -37,7 +37,9 @@ _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 
 def read_context(name: str, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Return the settings of a context (`nats.url` → text), and why they are no secret (empty: only the owner can read the file).
+    """Return the settings of a context (`nats.url` → text), and its exposure.
+
+    The exposure says why they are no secret; empty: only the owner can read the file.
 
     Raises `ValueError` when the context is missing or cannot be obeyed.
     """
@@ -61,7 +63,7 @@ def read_context(name: str, environ: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """Return the names of all contexts, and the one that `nats context select` chose (empty: none)."""
+    """Return the names of all contexts, and the one that is selected (or empty)."""
     folder = config_home(environ) / "nats"
     names = sorted(path.stem for path in (folder / "context").glob("*.json"))
     try:
@@ -72,7 +74,10 @@ def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
 
 
 def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str:
-    """Return one value of a context; `~` and variables in paths are expanded as by the nats CLI."""
+    """Return one value of a context.
+
+    `~` and variables in paths are expanded as by the nats CLI.
+    """
     kind, what = (bool, "true or false") if key in _SWITCHES else (str, "text")
     if not isinstance(value, kind):
         raise ValueError(f"the NATS context {name!r} has a {key!r} that is not {what}")

@@ -72,7 +72,6 @@ def secret_file(raw: RawValue) -> Secret:
 
 
 def _secret(raw: RawValue, *, plain_is_path: bool) -> Secret:
-    """Parse a secret. Errors never repeat the value, which may be the secret itself."""
     if not isinstance(raw.value, str):
         raise ValueError("must be text in quotes")
     return read_secret(raw.value, raw.environ, plain_is_path=plain_is_path)
@@ -165,7 +164,10 @@ _LEAST_SIZE = 1 << 20
 
 
 def urls(raw: RawValue) -> tuple[Url, ...]:
-    """Parse one or more server addresses. One without a scheme gets `nats://`, as in the nats CLI."""
+    """Parse one or more server addresses.
+
+    One without a scheme gets `nats://`, as in the nats CLI.
+    """
     addresses = tuple(Url(item if "://" in item else f"nats://{item}") for item in _items(raw))
     for url in addresses:
         if not _URL.match(url):
@@ -196,7 +198,10 @@ def prefix(raw: RawValue) -> str:
 
 
 def inbox_prefix(raw: RawValue) -> str:
-    """Parse the prefix of inboxes. It begins with `_INBOX`: a stream could capture answers elsewhere."""
+    """Parse the prefix of inboxes.
+
+    It begins with `_INBOX`: a stream could capture answers elsewhere.
+    """
     subject = text(raw)
     if not subject.startswith("_INBOX") or not all(is_token(part) for part in subject.split(".")):
         raise ValueError(
@@ -206,7 +211,10 @@ def inbox_prefix(raw: RawValue) -> str:
 
 
 def topics(raw: RawValue) -> tuple[str, ...]:
-    """Parse the subjects that carry replies; wildcards are allowed, and so is an empty list."""
+    """Parse the subjects that carry replies.
+
+    Wildcards are allowed, and so is an empty list.
+    """
     return tuple(_topic(item) for item in _items(raw))
 
 
@@ -229,7 +237,10 @@ def bind(raw: RawValue) -> str:
 
 
 def split_bind(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port`; an empty host means every interface. Raises `ValueError` for any other form."""
+    """Return host and port of `host:port`; an empty host means every interface.
+
+    Raises `ValueError` for any other form.
+    """
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -250,7 +261,6 @@ def _items(raw: RawValue) -> list[str]:
 
 
 def _describe(value: object) -> str:
-    """Show a refused value with its type, short enough for one line."""
     kind = {bool: "the switch ", int: "the number ", float: "the number ", list: "the list ", dict: "the table "}.get(type(value), "")
     literal = repr(value)
     return f"{kind}{literal if len(literal) <= 60 else literal[:57] + '...'}"  # noqa: PLR2004 - one line on a terminal

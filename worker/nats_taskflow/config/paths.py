@@ -12,7 +12,10 @@ from nats_taskflow.secret_paths import check_path
 
 
 def config_home(environ: Mapping[str, str]) -> Path:
-    """Return the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
+    """Return the folder of the user's configuration.
+
+    `$XDG_CONFIG_HOME`, else `~/.config`.
+    """
     folder = Path(environ.get("XDG_CONFIG_HOME", ""))  # a relative path counts as none (XDG Base Directory)
     return folder if folder.is_absolute() else Path(environ.get("HOME") or "/") / ".config"
 
@@ -26,7 +29,10 @@ def expand(path: str) -> Path:
 
 
 def resolve_or_refuse(path: str | Path) -> Path:
-    """Return a path of the command line as an absolute one. Raises `ConfigError` where there is no home or no working folder."""
+    """Return a path of the command line as an absolute one.
+
+    Raises `ConfigError` where there is no home or no working folder.
+    """
     try:
         return expand_or_refuse(path).resolve()
     except FileNotFoundError:
@@ -34,7 +40,10 @@ def resolve_or_refuse(path: str | Path) -> Path:
 
 
 def expand_or_refuse(path: str | Path) -> Path:
-    """Expand a leading `~` in a path of the command line. Raises `ConfigError` when that home is not known."""
+    """Expand a leading `~` in a path of the command line.
+
+    Raises `ConfigError` when that home is not known.
+    """
     try:
         return expand(str(path))
     except ValueError as failure:
@@ -54,7 +63,10 @@ def _no_working_folder() -> ConfigError:
 
 
 def check_file(path: str) -> str:
-    """Return the path, with `~` expanded, of a file that exists and can be read. Raises `ValueError` otherwise."""
+    """Return the path, with `~` expanded, of a file that exists and can be read.
+
+    Raises `ValueError` otherwise.
+    """
     check_path(path)
     full = expand(path)
     try:
@@ -67,7 +79,9 @@ def check_file(path: str) -> str:
 
 
 def check_private(path: str) -> str:
-    """Return the path, with `~` expanded, of a file that only its owner can read. Raises `ValueError` otherwise.
+    """Return the path, with `~` expanded, of a file that only its owner can read.
+
+    Raises `ValueError` otherwise.
 
     A file of another owner may be readable by its group: that is how Kubernetes gives a secret to a non-root process.
     """
@@ -80,7 +94,10 @@ def check_private(path: str) -> str:
 
 
 def exposure(status: os.stat_result, path: str | Path) -> str:
-    """Return why the content of an open file is no secret; empty where only its owner can read it, or a group that the owner chose."""
+    """Return why the content of an open file is no secret.
+
+    Empty where only its owner can read it, or a group that the owner chose.
+    """
     open_to_others = stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid == os.geteuid() else 0o037)
     return f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}" if open_to_others else ""
 

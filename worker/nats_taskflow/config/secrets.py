@@ -47,7 +47,10 @@ class Secret(msgspec.Struct, frozen=True):
     source: str = ""
 
     def reveal(self) -> str:
-        """Return the text. A file is read each time, so that a rotated secret is noticed. Raises `ConfigError` when it cannot be read."""
+        """Return the text. A file is read each time, so that a rotated secret is noticed.
+
+        Raises `ConfigError` when it cannot be read.
+        """
         if not self.path:
             return self.text
         try:
@@ -65,14 +68,19 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 def is_written_out(value: object) -> bool:
-    """Return whether a value contains a secret itself, not only its place: a plain password, an address with one in it."""
+    """Return whether a value contains a secret itself, not only its place.
+
+    A plain password, an address with one in it.
+    """
     if isinstance(value, Secret):
         return bool(value.text) and not value.source
     return isinstance(value, tuple) and any(isinstance(url, Url) and url.shown != url for url in value)
 
 
 def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -> Secret:
-    """Return the secret that `text` names. Raises `ValueError` when it is missing, or open to others.
+    """Return the secret that `text` names.
+
+    Raises `ValueError` when it is missing, or open to others.
 
     `plain_is_path`: the client reads the secret from a file (credentials, NKey seeds, TLS keys). A text without a scheme is then the path,
     and `env:NAME` a variable with the path.
@@ -96,7 +104,10 @@ def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> str:
-    """Return the path of a systemd credential. Its mode is not checked: the service manager guards the folder."""
+    """Return the path of a systemd credential.
+
+    Its mode is not checked: the service manager guards the folder.
+    """
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise ValueError(

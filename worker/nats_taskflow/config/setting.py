@@ -43,5 +43,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The environment variables: `TASKFLOW_STORE_PATH`, then the other names. The first that is set wins."""
+        """The environment variables: `TASKFLOW_STORE_PATH`, then the other names.
+
+        The first that is set wins.
+        """
         return ("TASKFLOW_" + self.key.replace(".", "_").upper(), *self.about.env)

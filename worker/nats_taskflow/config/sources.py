@@ -63,7 +63,10 @@ def from_flags(flags: Mapping[str, str]) -> Layer:
 
 
 def from_environment(environ: Mapping[str, str]) -> Layer:
-    """Return the layer of the environment. An empty variable counts as not set, except for lists that may be empty."""
+    """Return the layer of the environment.
+
+    An empty variable counts as not set, except for lists that may be empty.
+    """
     _refuse_misspelt(environ)
     layer = {}
     for setting in settings():
@@ -75,7 +78,10 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 
 def _refuse_misspelt(environ: Mapping[str, str]) -> None:
-    """Raise `ConfigError` for a variable with almost one of our names: it would be ignored, and the default used."""
+    """Raise `ConfigError` for a variable with almost one of our names.
+
+    It would be ignored, and the default used.
+    """
     known = {name for setting in settings() for name in setting.variables} | {"TASKFLOW_CONFIG"}
     for name in sorted(environ):
         if name.startswith("TASKFLOW_") and name not in known and (close := _closest(name, known, _CLOSE_VARIABLE)):
@@ -83,7 +89,10 @@ def _refuse_misspelt(environ: Mapping[str, str]) -> None:
 
 
 def find_file(flag: str, environ: Mapping[str, str], folder: Path) -> ConfigFile | None:
-    """Return the file that the flag or `$TASKFLOW_CONFIG` names, else the first in the usual places; None without one."""
+    """Return the settings file: the named one, else the first in the usual places.
+
+    The flag or `$TASKFLOW_CONFIG` names it. None without one.
+    """
     name = flag or environ.get("TASKFLOW_CONFIG", "")
     if name:
         origin = "flag --config" if flag else "environment TASKFLOW_CONFIG"
@@ -103,7 +112,10 @@ def find_file(flag: str, environ: Mapping[str, str], folder: Path) -> ConfigFile
 
 
 def from_file(file: ConfigFile) -> Layer:
-    """Return the layer of a TOML file. Raises `ConfigError`, which names the file, when it cannot be read or has a wrong key."""
+    """Return the layer of a TOML file.
+
+    Raises `ConfigError`, which names the file, when it cannot be read or has a wrong key.
+    """
     import tomllib  # noqa: PLC0415 - most commands find no file, and it takes as long to load as all the settings
 
     path = file.path
@@ -134,7 +146,9 @@ def from_file(file: ConfigFile) -> Layer:
 
 
 def _read(file: ConfigFile) -> tuple[str, str]:
-    """Return the text of a file, and why it cannot hold a secret (empty: only its owner can read it).
+    """Return the text of a file, and why it cannot hold a secret.
+
+    The reason is empty where only its owner can read it.
 
     An unnamed file must belong to this user.
     """
@@ -169,7 +183,10 @@ def _flatten(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]
 
 
 def _place(text: str, path: Path, dotted: str) -> str:
-    """Return file and line of a key, as editors take them; only the file where the line cannot be found."""
+    """Return file and line of a key, as editors take them.
+
+    Only the file where the line cannot be found.
+    """
     table, _, key = dotted.rpartition(".")
     section = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -181,13 +198,12 @@ def _place(text: str, path: Path, dotted: str) -> str:
 
 
 def _check_reserved(path: Path, key: str, value: object) -> None:
-    """Raise `ConfigError` for a key that asks for something this version does not have."""
+    """Raise `ConfigError` for a key that is reserved for a later version."""
     if not any(value is harmless or (isinstance(harmless, str) and value == harmless) for harmless in _RESERVED[key]):
         raise ConfigError(f"{path}: {key} = {value!r} asks for something this version does not have; remove the line")
 
 
 def _closest(name: str, known: Collection[str], cutoff: float) -> list[str]:
-    """Return the known name that is most like this one, if any is."""
     from difflib import get_close_matches  # noqa: PLC0415 - only for misspelt names
 
     return get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
@@ -203,7 +219,10 @@ def _suggestion(name: str, known: list[str] | set[str]) -> str:
 
 
 def from_context(name: str, environ: Mapping[str, str], origin: str) -> Layer:
-    """Return the layer of a NATS CLI context. `origin` is that of its name, for errors."""
+    """Return the layer of a NATS CLI context.
+
+    `origin` is that of its name, for errors.
+    """
     try:
         values, exposed = read_context(name, environ)
     except ValueError as failure:

@@ -29,7 +29,10 @@ def read_delegates(raw: RawValue) -> tuple[DelegateOwners, ...]:
 
 
 def _read(section: str, raw: RawValue, kind: type[_T], check: Callable[[_T], None]) -> tuple[_T, ...]:
-    """Parse an array of tables, or the same as JSON text. Raises `ValueError`, which names the table and the field."""
+    """Parse an array of tables, or the same as JSON text.
+
+    Raises `ValueError`, which names the table and the field.
+    """
     tables = raw.value
     if raw.text:
         try:
@@ -56,7 +59,9 @@ def _read_one(name: str, table: dict[str, Any], kind: type[_T], check: Callable[
 
 
 def merge_bindings(topics: Iterable[str], explicit: Iterable[Binding], prefix: str) -> tuple[Binding, ...]:
-    """Return every binding: the explicit ones, then a default one for each topic that none of them names exactly.
+    """Return every binding: explicit ones, then a default one for each topic.
+
+    A topic that an explicit one names exactly has no default.
 
     Raises `ValueError` where they contradict each other, or capture the worker's own subjects.
     """

@@ -26,7 +26,10 @@ _TABLES = """
 
 
 def template() -> str:
-    """Return the file's text. It is valid as it is, and with every `# key =` line uncommented."""
+    """Return the file's text.
+
+    It is valid as it is, and with every `# key =` line uncommented.
+    """
     lines = [_HEAD]
     section = ""
     for setting in settings():

@@ -1,4 +1,7 @@
-"""Answer agents' requests, whatever they came by: commands once they are committed, and queries (CONTRACT 2, 3)."""
+"""Answer agents' requests, whatever they came by.
+
+Commands once they are committed, and queries (CONTRACT 2, 3).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ Explain = Callable[[Flow, str, str], Awaitable[bytes]]
 
 
 class Answer(NamedTuple):
-    """What a request is answered with; `error`: the one that the body tells of, for a transport that has headers or a status."""
+    """What a request is answered with.
+
+    `error` is the one that the body tells of, for a transport that has headers or a status.
+    """
 
     body: bytes
     error: FlowError | None = None
@@ -78,7 +84,10 @@ class Api:
         }
 
     async def answer(self, agent: str, verb: str, body: bytes, headers: Headers, turn: Turn) -> Answer:
-        """Carry out a command or answer a query, what weighs much of it in the agent's `turn`. Raises the `FlowError` that refuses it."""
+        """Carry out a command or answer a query.
+
+        What weighs much of it happens in the agent's `turn`. Raises the `FlowError` that refuses it.
+        """
         if verb in QUERIES:
             await turn()
             answer = await self._answer_query(agent, verb, body)
@@ -106,7 +115,6 @@ class Api:
 
     @property
     def _budget(self) -> int:
-        """How much a page may weigh."""
         return page_bytes(self._max_payload())
 
     async def _owned(self, query: Query, flow_id: str) -> Flow:
@@ -122,11 +130,13 @@ class Api:
         return flow
 
     async def _status(self, query: Query, request: Any) -> bytes:
-        """Show one flow."""
         return outcomes.encode_status(await self._owned(query, request.flow_id))
 
     async def _list_mine(self, query: Query, request: Any) -> bytes:
-        """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
+        """List the owner's flows, newest first.
+
+        With a filter besides status by the operators' way, which bounds how many are looked at.
+        """
         now = self._engine.clock()
         wanted = FlowFilter(
             owner=query.owner,
@@ -146,7 +156,6 @@ class Api:
         return outcomes.encode_flows(page.rows, page.next, budget=self._budget)
 
     async def _steps(self, query: Query, request: Any) -> bytes:
-        """List a flow's observed runs."""
         flow = await self._owned(query, request.flow_id)
         page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
         return outcomes.encode_steps(page.rows, page.next, budget=self._budget)
@@ -160,7 +169,6 @@ class Api:
         return outcomes.encode_step(step)
 
     async def _why(self, query: Query, request: Any) -> bytes:
-        """Explain a flow of the owner's."""
         flow = await self._owned(query, request.flow_id)
         return await self._explain(flow, query.agent, query.request.session_id)
 
@@ -180,7 +188,6 @@ class Api:
         return outcomes.encode_waits(page.rows, page.next, budget=self._budget)
 
     async def _flows(self, query: Query, request: Any, status: FlowStatus | None) -> Page[Flow]:
-        """List the owner's flows, newest first."""
         return await self._reads.list_flows(
             owner=query.owner, status=status, limit=request.limit, after=read_number(request.cursor) or None
         )

@@ -1,4 +1,6 @@
-"""Offer the reference's in-process API: `FlowManager`, typed calls to the engine and the store's reads.
+"""Offer the reference's in-process API.
+
+`FlowManager`, typed calls to the engine and the store's reads.
 
 Callers in the process are trusted: owners are free text, patches any JSON, and nobody checks whose flow it is.
 """
@@ -148,7 +150,9 @@ class FlowManager:
         return await _read_all(partial(self.engine.store.list_events, str(flow_id)), limit)
 
     async def prune_terminal_flows(self, older_than: datetime) -> int:
-        """Delete flows that ended before `older_than` with their rows, in small batches; returns how many.
+        """Delete flows that ended before `older_than` with their rows, in small batches.
+
+        Returns how many.
 
         A flow with an event that is not published yet stays.
         """

@@ -1,4 +1,7 @@
-"""Take requests by NATS, as a micro service: agents' on `api`, operators' on `admin`. Whatever becomes of one, it is answered."""
+"""Take requests by NATS, as a micro service.
+
+Agents' on `api`, operators' on `admin`. Whatever becomes of one, it is answered.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ class MicroService:
         self._log = structlog.get_logger("api")
 
     def service(self, version: str) -> Service:
-        """Describe the service to `nats micro`: an endpoint per verb, and one for all others: `unsupported_verb`."""
+        """Describe the service to `nats micro`.
+
+        An endpoint per verb, and one for all others: `unsupported_verb`.
+        """
         agents = (
             Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{kind}.{verb}.json"})
             for kind, verbs in (("command", COMMANDS), ("query", QUERIES))
@@ -91,7 +97,10 @@ class MicroService:
             await request.answer(body, headers)
 
     def _weigh(self, subject: str, size: int) -> None:
-        """Expect the next answer on the subject to weigh as much, but no less than half of what was expected of this one."""
+        """Expect the next answer on the subject to weigh as much.
+
+        It is expected to weigh at least half of what was expected of this one.
+        """
         expected = self._weights.pop(subject, _HEAVY)
         if len(self._weights) >= _SUBJECTS:
             self._weights.clear()
@@ -126,6 +135,5 @@ class MicroService:
 
 
 def _admin_schema(verb: str) -> str:
-    """Name the schema of an operator's request."""
     action = next(iter(OPERATIONS[verb]))
     return f"schemas/admin.{verb}{'.' + action if action else ''}.json"

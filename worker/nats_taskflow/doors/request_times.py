@@ -1,4 +1,7 @@
-"""Read the times of a request: a duration back from now or ahead of it, or a moment."""
+"""Read the times of a request.
+
+A duration back from now or ahead of it, or a moment.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def moment_after(due_within: str | None, now: Micros) -> Micros | None:
 
 
 def moment_of(name: str, text: str | None, now: Micros) -> Micros | None:
-    """Return the moment that is meant by a duration back from `now`, or by an RFC 3339 time. Raises `InvalidRequest` for other text."""
+    """Return the moment of a duration back from `now`, or of an RFC 3339 time.
+
+    Raises `InvalidRequest` for other text.
+    """
     if text is None:
         return None
     try:

@@ -1,4 +1,7 @@
-"""Bound what connections and requests may take, of one peer and of all, and choose which connection goes when there are too many."""
+"""Bound what connections and requests may take, of one peer and of all.
+
+It also chooses the connection to close when there are too many.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _PEERS_REMEMBERED = 1000
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What connections may take. When there are too many, idle ones go first, the oldest first."""
+    """What connections may take.
+
+    When there are too many, idle ones go first, the oldest first.
+    """
 
     connections: int = 256
     """All together."""
@@ -39,7 +45,10 @@ BOUNDS = Bounds()
 
 @lru_cache(_PEERS_REMEMBERED)
 def peer_of(address: str) -> str:
-    """Return the peer that an address belongs to: loopback is one peer, and so is a /64 of IPv6, which one machine has for itself."""
+    """Return the peer that an address belongs to.
+
+    Loopback is one peer, and so is a /64 of IPv6, which one machine has for itself.
+    """
     try:
         ip = ip_address(address)
     except ValueError:
@@ -66,7 +75,10 @@ P = TypeVar("P", bound=Peer)
 
 
 def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | None:
-    """Return the connection that has to go: of a peer with too many, else of the peer with most. None while there is room."""
+    """Return the connection that has to go.
+
+    Of a peer with too many, else of the peer with most. None while there is room.
+    """
     if sum(connection.peer == newest.peer for connection in connections) > bounds.of_peer:
         peer = newest.peer
     elif len(connections) > bounds.connections:
@@ -77,7 +89,10 @@ def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | N
 
 
 class RequestPace:
-    """The rate limit of each peer, so that none takes the loop for itself (GCRA; the burst is the requests of one second)."""
+    """The rate limit of each peer (GCRA).
+
+    None may take the loop for itself. The burst is the requests of one second.
+    """
 
     def __init__(self, a_second: float, longest: float) -> None:
         self._interval = 1 / a_second

@@ -1,4 +1,6 @@
-"""Close an HTTP connection that does not send its request, or read its answer, in time: it would keep others out.
+"""Close an HTTP connection that is too slow to send or to read.
+
+It would keep others out.
 
 uvicorn by itself waits for ever, for the rest of a request and until its answer is read.
 """

@@ -1,4 +1,6 @@
-"""Listen for HTTP within bounds: health and metrics of the worker, MCP of an agent.
+"""Listen for HTTP within bounds.
+
+Health and metrics of the worker, MCP of an agent.
 
 uvicorn does the HTTP. Its own limit also counts connections that never ask: with two hundred of them the orchestrator's probe would be
 refused, and the worker restarted.
@@ -25,7 +27,10 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def listen(host: str, port: int, *, setting: str, advice: str) -> socket.socket:
-    """Listen on the address. Raises `ConfigError` with the setting, why the address cannot be had, and what to do."""
+    """Listen on the address.
+
+    Raises `ConfigError` with the setting, why the address cannot be had, and what to do.
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind, proto)
@@ -50,7 +55,10 @@ def place_of(listening: socket.socket) -> str:
 
 
 def names_loopback(host: str) -> bool:
-    """Return whether a Host header names loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
+    """Return whether a Host header names loopback.
+
+    `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port.
+    """
     name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".") == "localhost" or is_loopback(name)
 
@@ -66,7 +74,7 @@ def is_loopback(host: str) -> bool:
 def make_http_server(
     app: Application, up: Callable[[], None], *, lifespan: bool = False, grace_seconds: int = 1, bounds: Bounds = BOUNDS
 ) -> uvicorn.Server:
-    """Return a server that leaves signals and logging alone, speaks HTTP/1.1 only, and calls `up` once it answers.
+    """Return a server that speaks HTTP/1.1 only, and calls `up` once it answers.
 
     `lifespan`: the application has something to do at start and stop. `grace_seconds`: for what is being answered at a stop.
     """
@@ -75,15 +83,13 @@ def make_http_server(
     from nats_taskflow.http.connection import BoundedConnection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
-        """A server that leaves signals alone: uvicorn would take SIGTERM from the worker, and raise it again later."""
+        """A server that leaves signals alone: uvicorn would take SIGTERM."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Capture none."""
             yield
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            """Start, then say so."""
             await super().startup(sockets)
             up()
 

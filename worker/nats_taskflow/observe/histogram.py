@@ -1,4 +1,6 @@
-"""A histogram of durations for what every message counts: it costs a fifth of the library's.
+"""A histogram of durations for what every message counts.
+
+It costs a fifth of the library's.
 
 The library takes two locks per value, since threads may count. Here only the event loop counts, and the library's form is made when
 somebody asks for the page.
@@ -15,7 +17,9 @@ from prometheus_client.registry import Collector
 
 
 class DurationHistogram(Collector):
-    """A histogram with at most one label, for one thread. `bounds`: the upper ends of its buckets in seconds, ascending.
+    """A histogram with at most one label, for one thread.
+
+    `bounds`: the upper ends of its buckets in seconds, ascending.
 
     The values of a `label` must come from a closed set. A value is on the page once it was counted.
     """
@@ -55,5 +59,4 @@ class DurationHistogram(Collector):
 
 
 def _label(bound: float) -> str:
-    """Return a bound as the library writes it."""
     return repr(float(bound))

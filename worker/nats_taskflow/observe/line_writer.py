@@ -16,7 +16,9 @@ _PATIENCE = 50
 
 
 class LineWriter:
-    """Writes whole lines. `lost`: how many were lost; `unreported`: how many of them since the last one that got through.
+    """Writes whole lines.
+
+    `lost`: how many were lost; `unreported`: how many of them since the last one that got through.
 
     It bypasses Python's buffers where the stream is a file of the system, since what stays in them fails again at the exit. `out` is None
     where the process has no such stream.
@@ -34,7 +36,7 @@ class LineWriter:
         self._torn = False
 
     def count(self, on_lost: Callable[[int], None]) -> None:
-        """Call `on_lost` with the number of lines lost so far, if any, and then whenever a line is lost."""
+        """Call `on_lost` with the number of lines lost so far, and at each loss."""
         self._on_lost = on_lost
         if self.lost:
             on_lost(self.lost)
@@ -54,7 +56,10 @@ class LineWriter:
         """Do nothing: lines are not buffered."""
 
     def _put(self, line: str) -> None:
-        """Write a line. Raises `OSError` where the file takes only a part, or nothing. The next line then begins with a line break."""
+        """Write a line. Raises `OSError` where the file takes only a part, or nothing.
+
+        The next line then begins with a line break.
+        """
         if self._descriptor is None:
             if self.out is None:
                 raise BrokenPipeError
@@ -68,7 +73,10 @@ class LineWriter:
             self._torn = bool(rest)
 
     def _wait_for_room(self) -> None:
-        """Return once a pipe or terminal takes more. Raises `BlockingIOError` if its reader does not read."""
+        """Return once a pipe or terminal takes more.
+
+        Raises `BlockingIOError` if its reader does not read.
+        """
         if self._poll is None:
             return
         if not self._poll.poll(self._patience):
@@ -86,7 +94,10 @@ def _descriptor(out: TextIO | None) -> int | None:
 
 
 def _poll(descriptor: int | None) -> select.poll | None:
-    """Return the poll object for a descriptor; None for a regular file, which never blocks."""
+    """Return the poll object for a descriptor.
+
+    None for a regular file, which never blocks.
+    """
     if descriptor is None or stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
     poll = select.poll()

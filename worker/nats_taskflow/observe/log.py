@@ -27,9 +27,9 @@ _TRACEPARENT = ("", "trace_id", "span_id", "")
 
 
 def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWriter:
-    """Send all logging of this process, libraries' warnings included, to `stream` (stderr). Call it once, at the start.
+    """Send all logging of this process to `stream` (stderr), libraries' too.
 
-    Returns the writer, which counts the lines that it cannot write.
+    Call it once, at the start. Returns the writer, which counts the lines that it cannot write.
     """
     out = sys.stderr if stream is None else stream
     lines = LineWriter(out)
@@ -69,17 +69,22 @@ def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWrite
 
 
 def _is_terminal(out: TextIO | None) -> bool:
-    """Return whether somebody watches the stream."""
     return out is not None and out.isatty()
 
 
 def _has_colours(out: TextIO | None) -> bool:
-    """Return whether a stream takes colours: a terminal, unless somebody has switched them off (no-color.org)."""
+    """Return whether a stream takes colours.
+
+    A terminal, unless somebody has switched them off (no-color.org).
+    """
     return _is_terminal(out) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger whose records carry `logger: name`: `structlog.get_logger(name)`, typed."""
+    """Return a logger whose records carry `logger: name`.
+
+    `structlog.get_logger(name)`, typed.
+    """
     return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(name))
 
 
@@ -118,7 +123,7 @@ def name_error(_logger: object, _method: str, record: MutableMapping[str, Any]) 
 
 
 def split_trace(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Show a `traceparent` as `trace_id` and `span_id`, by which log viewers find the trace."""
+    """Show a `traceparent` as `trace_id` and `span_id`, as log viewers expect."""
     trace = record.pop("traceparent", None)
     parts = str(trace or "").split("-")
     if len(parts) == len(_TRACEPARENT):
@@ -127,7 +132,10 @@ def split_trace(_logger: object, _method: str, record: MutableMapping[str, Any])
 
 
 def name_instance(instance: str) -> structlog.typing.Processor:
-    """Return a processor that adds which machine or pod a record is from: lines of many end up in one place."""
+    """Return a processor that adds which machine or pod a record is from.
+
+    Lines of many end up in one place.
+    """
 
     def add_instance(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         record.setdefault("instance", instance)
@@ -137,7 +145,10 @@ def name_instance(instance: str) -> structlog.typing.Processor:
 
 
 def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as one line of ASCII JSON. No text in it can begin a second line or a second record."""
+    """Render a record as one line of ASCII JSON.
+
+    No text in it can begin a second line or a second record.
+    """
     try:
         return _encode(record)
     except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no text, a structure that contains itself
@@ -145,12 +156,18 @@ def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) ->
 
 
 def journal_line(logger: object, method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as JSON behind its priority, which the journal takes off (sd-daemon(3)): `journalctl -p warning` finds it."""
+    """Render a record as JSON behind its priority (sd-daemon(3)).
+
+    The journal takes the priority off: `journalctl -p warning` finds it.
+    """
     return f"<{_PRIORITIES.get(str(record.get('level')), 5)}>{one_line(logger, method, record)}"
 
 
 def _is_journal(out: TextIO | None) -> bool:
-    """Return whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    """Return whether systemd made the stream, and reads it.
+
+    It says so in `$JOURNAL_STREAM` (systemd.exec(5)).
+    """
     if out is None:
         return False
     try:
@@ -161,7 +178,10 @@ def _is_journal(out: TextIO | None) -> bool:
 
 
 def _encode(record: Mapping[str, Any]) -> str:
-    """Encode as JSON. Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers."""
+    """Encode as JSON.
+
+    Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers.
+    """
     return json.dumps(record, default=_repr, allow_nan=False, separators=(",", ":"))
 
 
@@ -178,12 +198,18 @@ def _repr(value: object) -> str:
 
 
 def printable(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters, so that nobody's message can move the cursor of the terminal that shows it."""
+    """Escape control characters.
+
+    Nobody's message may move the cursor of the terminal that shows it.
+    """
     return {key: _visible(value) if isinstance(value, str) else value for key, value in record.items()}
 
 
 def printable_traceback(out: TextIO, failure: structlog.typing.ExcInfo) -> None:
-    """Write a traceback, escaped like any text: the error's message may quote somebody's."""
+    """Write a traceback, escaped like any text.
+
+    The error's message may quote somebody's.
+    """
     text = io.StringIO()
     structlog.dev.plain_traceback(text, failure)
     out.write("\n".join(map(_visible, text.getvalue().split("\n"))))
@@ -194,7 +220,10 @@ def _visible(text: str) -> str:
 
 
 class LibraryHandler(logging.Handler):
-    """Passes what libraries log through `logging` to structlog, so that it has the form of our own records."""
+    """Passes what libraries log through `logging` to structlog.
+
+    So it has the form of our own records.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log a library's record under the name of its logger."""

@@ -1,4 +1,7 @@
-"""Rate-limit repeated warnings: at most `SAME` identical and `ALIKE` similar ones a minute. The next says how many were dropped."""
+"""Rate-limit repeated warnings.
+
+At most `SAME` identical and `ALIKE` similar ones a minute. The next says how many were dropped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _ABOUT = ("flow_id", "subject", "outlet", "stream")
 
 
 class LogRateLimit:
-    """Drops warnings and errors beyond the limits. What is logged once per intervention or start (`info`) always passes."""
+    """Drops warnings and errors beyond the limits.
+
+    What is logged once per intervention or start (`info`) always passes.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,7 +39,10 @@ class LogRateLimit:
         self._dropped: dict[Hashable, int] = {}
 
     def __call__(self, writer: object, method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Return the record, with `suppressed` where some like it were dropped before. Raises `DropEvent` for one too many."""
+        """Return the record, with `suppressed` where some like it were dropped before.
+
+        Raises `DropEvent` for one too many.
+        """
         if logging.getLevelNamesMapping().get(record.get("level", method).upper(), 0) < logging.WARNING:
             return record
         now = self._clock()

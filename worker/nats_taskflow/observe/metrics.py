@@ -1,4 +1,6 @@
-"""Every metric of the worker, with its name, help text and labels. `recorder` feeds them.
+"""Every metric of the worker, with its name, help text and labels.
+
+`recorder` feeds them.
 
 Label sets are closed, and a metric's children are kept: to look one up costs more than to count in it.
 """
@@ -45,7 +47,9 @@ M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class LabelledChildren(dict[K, M], Generic[K, M]):
-    """The children of a metric by label value. A value outside the closed set counts under `other`.
+    """The children of a metric by label value.
+
+    A value outside the closed set counts under `other`.
 
     A child is made when it is first counted: the page shows what happened, not all that could (RELIABILITY 4, row 56). `shown`: all are
     there from the start, for alerts, since Prometheus sees no increase in a series that begins with 1.
@@ -70,7 +74,10 @@ class LabelledChildren(dict[K, M], Generic[K, M]):
 
 
 class Metrics:
-    """Every metric of the worker, on a registry of its own: `metrics.messages["applied"].inc()`."""
+    """Every metric of the worker, on a registry of its own.
+
+    `metrics.messages["applied"].inc()`.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series, and nobody reads them
@@ -193,7 +200,6 @@ class Metrics:
         self.spans: LabelledChildren[str, Counter] = LabelledChildren(spans, SPAN_OUTCOMES)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        """Make a counter. `_total` is added to its name."""
         return Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:

@@ -1,4 +1,6 @@
-"""Export spans by OpenTelemetry: the only module that knows the SDK, loaded only where tracing is on (extra `otel`).
+"""Export spans by OpenTelemetry.
+
+The only module that knows the SDK, loaded only where tracing is on (extra `otel`).
 
 Names and attributes follow the semantic conventions for messaging, and are `taskflow.*` where those have none. The collector, the service
 name, the sampler and the batches are the SDK's own settings: the OTEL_* variables.
@@ -39,7 +41,9 @@ _TOPIC = "topic:"
 
 
 def connect(count: SpanCount, environ: Mapping[str, str] = os.environ) -> OtelSpans | None:
-    """Make the exporter to the collector of the OTEL_* variables; None where they switch the SDK off.
+    """Make the exporter to the collector of the OTEL_* variables.
+
+    None where they switch the SDK off.
 
     Raises `ConfigError` for a variable that asks for something this program cannot do.
     """
@@ -59,7 +63,10 @@ def connect(count: SpanCount, environ: Mapping[str, str] = os.environ) -> OtelSp
 
 
 class CountingExporter(SpanExporter):
-    """Counts what becomes of the spans of another exporter. `seen`: how many it was given so far."""
+    """Counts what becomes of the spans of another exporter.
+
+    `seen`: how many it was given so far.
+    """
 
     def __init__(self, exporter: SpanExporter, count: SpanCount) -> None:
         self._exporter = exporter
@@ -82,7 +89,10 @@ class CountingExporter(SpanExporter):
 
 
 class EntryIds(RandomIdGenerator):
-    """Gives each span the id of its journal entry (`span_id`), so that a later span can link to it without anything being stored."""
+    """Gives each span the id of its journal entry (`span_id`).
+
+    So a later span can link to it, and nothing is stored.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +104,10 @@ class EntryIds(RandomIdGenerator):
 
 
 class OtelSpans:
-    """Exports spans through the SDK. `room`: how many the processor holds; beyond that it would drop some itself, uncounted."""
+    """Exports spans through the SDK.
+
+    `room`: how many the processor holds; beyond that it would drop some itself, uncounted.
+    """
 
     def __init__(self, processor: SpanProcessor, *, exporter: CountingExporter | None = None, room: int = 0) -> None:
         ours = Resource({"service.name": "taskflow", "service.version": program_version()})
@@ -115,7 +128,10 @@ class OtelSpans:
         return self._exporter is not None and self._given - self._exporter.seen >= self._room
 
     def begin(self, record: SpanRecord) -> Span | None:
-        """Begin the span under the context that the message brought; where it brought none, as the root of a trace."""
+        """Begin the span under the context that the message brought.
+
+        Where it brought none, as the root of a trace.
+        """
         self._ids.next = span_id(record.flow_id, record.seq)
         parent = context_of(record.trace)
         by_worker = record.trace is None
@@ -145,7 +161,10 @@ class OtelSpans:
 
 
 def attributes(record: SpanRecord) -> dict[str, str | int]:
-    """Return the span's attributes. Nothing of a payload is among them: others keep traces, and read them."""
+    """Return the span's attributes.
+
+    Nothing of a payload is among them: others keep traces, and read them.
+    """
     values: dict[str, str | int | None] = {
         "taskflow.flow.id": record.flow_id,
         "taskflow.flow.status": record.status.value,
@@ -189,5 +208,8 @@ def context_of(trace: str | None) -> SpanContext | None:
 
 
 def span_id(flow_id: str, seq: int) -> int:
-    """Return the id of the span of a journal entry: never 0, which OpenTelemetry takes for no id."""
+    """Return the id of the span of a journal entry.
+
+    Never 0, which OpenTelemetry takes for no id.
+    """
     return int.from_bytes(hashlib.blake2b(f"{flow_id}:{seq}".encode(), digest_size=8).digest(), "big") or 1

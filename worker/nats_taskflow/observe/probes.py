@@ -1,4 +1,6 @@
-"""Watch how the worker is: the event loop's lag, the database, the broker. Health questions are answered from what was seen last.
+"""Watch how the worker is: the event loop's lag, the database, the broker.
+
+Health questions are answered from what was seen last.
 
 Three loops, since the broker and a large database may be slow to answer: `WorkerProbes` each second, `BacklogProbe`, `StoreProbe`.
 """
@@ -55,7 +57,10 @@ class Outlet(Protocol):
 
 
 class WorkerProbes:
-    """Samples the worker once a second, and answers `/livez`, `/readyz` and `/startupz`. `flaws` says what is wrong with the streams."""
+    """Samples the worker once a second, and answers the health questions.
+
+    Those are `/livez`, `/readyz` and `/startupz`. `flaws` says what is wrong with the streams.
+    """
 
     def __init__(
         self, engine: Engine, bus: Bus, recorder: MetricsRecorder, *, outlets: Sequence[Outlet], flaws: Callable[[], Sequence[str]]
@@ -119,12 +124,18 @@ class WorkerProbes:
         )
 
     def live(self) -> Sequence[HealthCheck]:
-        """Check whether the process works: its loop comes round and its database thread answers. Never about NATS."""
+        """Check whether the process works.
+
+        Its loop comes round and its database thread answers. Never about NATS.
+        """
         silent = asyncio.get_running_loop().time() - self._answered
         return [HealthCheck("database", silent < _STALE + _EVERY, f"no answer for {silent:.0f} s")]
 
     def ready(self) -> Sequence[HealthCheck]:
-        """Check whether it does its work: everything of `live`, started, connected, able to store, and not stopping."""
+        """Check whether it does its work.
+
+        Everything of `live`, started, connected, able to store, and not stopping.
+        """
         flaws = self._flaws()
         return [
             *self.live(),
@@ -144,7 +155,10 @@ class WorkerProbes:
 
     @property
     def _clock_apart(self) -> str:
-        """How far the clock is from the broker's, where that is more than deadlines bear; empty otherwise."""
+        """How far the clock is from the broker's, where that is more than deadlines bear.
+
+        Empty otherwise.
+        """
         offset = self._bus.offset
         if abs(offset) <= _CLOCK:
             return ""
@@ -189,7 +203,10 @@ class BacklogProbe:
 
 
 class StoreProbe:
-    """Asks the database now and then for what takes long to read. On its own connection: a timer must not wait for it."""
+    """Asks the database now and then for what takes long to read.
+
+    On its own connection: a timer must not wait for it.
+    """
 
     def __init__(self, engine: Engine, recorder: MetricsRecorder) -> None:
         self._engine = engine
@@ -209,7 +226,10 @@ class StoreProbe:
         await asyncio.sleep(_SURVEY_EVERY)
 
     async def sample(self) -> SlowSample:
-        """Read the oldest and the largest of what is kept: waits, timers, held replies, dead letters."""
+        """Read the oldest and the largest of what is kept.
+
+        Waits, timers, held replies, dead letters.
+        """
         now, reads = self._engine.clock(), self._engine.store.queries
         gauges = await reads.gauges(now)
         held = (await reads.held_replies(limit=1, payloads=False)).items
@@ -226,5 +246,4 @@ class StoreProbe:
 
 
 def _seconds_since(moment: Micros | None, now: Micros) -> float:
-    """Return how long ago a moment was; 0 where it is still to come, or there is none."""
     return 0.0 if moment is None else max(now - moment, 0) / SECOND

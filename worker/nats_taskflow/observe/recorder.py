@@ -1,4 +1,7 @@
-"""Feed the metrics: committed batches and settled messages as they come, gauges from samples that the probes take."""
+"""Feed the metrics from commits, settlements and samples.
+
+Committed batches and settled messages come as they happen; gauges are set from the samples that the probes take.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ class MetricsRecorder:
             metrics.dead_letters["expired"].inc(len(batch.displaced))
 
     def _count_moves(self, batch: Batch) -> None:
-        """Count what flows did. It is added up first, since counting in a metric costs ten times an addition."""
+        """Count what flows did.
+
+        It is added up first, since counting in a metric costs ten times an addition.
+        """
         moves: dict[tuple[str, str], int] = {}
         causes: dict[str, int] = {}
         for event in batch.events:
@@ -96,7 +102,10 @@ class MetricsRecorder:
                 self._metrics.wait_duration.observe((flow.updated_us - old.parked_us) / SECOND, _kind(old))
 
     def count_outcome(self, verb: str, outcome: str) -> None:
-        """Count a command by its outcome, and a message that leaves no row to count by: ignored or retried."""
+        """Count a command by its outcome, and a message that leaves no row to count by.
+
+        Ignored or retried.
+        """
         if verb in ACTIONS:
             self._metrics.commands[verb, outcome].inc()
         if outcome in _UNSTORED:

@@ -1,4 +1,7 @@
-"""What a span shows of a journal entry, and where spans go. `trace` makes the records, `otel` exports them."""
+"""What a span shows of a journal entry, and where spans go.
+
+`trace` makes the records, `otel` exports them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report to systemd: the datagrams of sd_notify(3) and the keep-alives of sd_watchdog_enabled(3).
+"""Report to systemd by sd_notify(3), and feed its watchdog.
 
 Off where `NOTIFY_SOCKET` is not set. Nothing here can stop the worker: a datagram that cannot be sent is logged.
 """
@@ -17,7 +17,10 @@ MAX_LAG = 5.0
 
 
 class Systemd:
-    """The service manager. `environ` says where it listens and how often it expects to hear; `ping` returns when the database answers."""
+    """The service manager.
+
+    `environ` says where it listens and how often it expects to hear; `ping` returns when the database answers.
+    """
 
     def __init__(self, environ: Mapping[str, str], ping: Callable[[], Awaitable[None]]) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
@@ -38,7 +41,9 @@ class Systemd:
         self._notify("STOPPING=1", "STATUS=Finishing what is in hand, publishing what is committed")
 
     async def run(self) -> None:
-        """Feed the watchdog until cancelled, twice per interval, but only while event loop and database are alive.
+        """Feed the watchdog until cancelled, twice per interval.
+
+        It is fed only while event loop and database are alive.
 
         Returns at once where there is no watchdog.
         """
@@ -67,7 +72,10 @@ class Systemd:
             self._socket = None
 
     def _notify(self, *assignments: str) -> None:
-        """Send one datagram. One that is refused is logged and not repeated: the next one says more."""
+        """Send one datagram.
+
+        One that is refused is logged and not repeated: the next one says more.
+        """
         if self._socket is None:
             return
         try:
@@ -87,14 +95,20 @@ def _reason_not_to_feed(lag: float, answer: asyncio.Future[None]) -> str | None:
 
 
 def _address(text: str) -> str:
-    """Return the address for `sendto`: a path, or an abstract name, which the variable writes with `@` for the leading NUL."""
+    """Return the address for `sendto`.
+
+    A path, or an abstract name, which the variable writes with `@` for the leading NUL.
+    """
     if text.startswith("@"):
         return "\0" + text[1:]
     return text if text.startswith("/") else ""
 
 
 def _interval(environ: Mapping[str, str]) -> float | None:
-    """Return half the watchdog's interval in seconds; None where it is off or meant for another process."""
+    """Return half the watchdog's interval in seconds.
+
+    None where it is off or meant for another process.
+    """
     pid, usec = environ.get("WATCHDOG_PID", ""), environ.get("WATCHDOG_USEC", "")
     if pid not in {"", str(os.getpid())} or not usec.isdecimal() or int(usec) == 0:
         return None

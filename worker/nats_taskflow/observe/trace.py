@@ -1,4 +1,6 @@
-"""Make a short span for each journal entry whose message was part of a trace, beside the hot path.
+"""Make a short span for each journal entry within a trace.
+
+Beside the hot path.
 
 On the hot path `traceparent` is opaque text: journaled, published again byte for byte, never read. Where tracing is on, a listener puts
 what the spans of a batch will show into a bounded queue, and a task makes the spans. A wait is never a span: it may last for weeks. The
@@ -61,13 +63,19 @@ class RecentWaits:
             self._places.popitem(last=False)
 
     def end(self, flow_id: str) -> tuple[bool, SpanPlace | None]:
-        """Forget a wait that has ended. Returns whether its beginning is known, and where it was, if within a trace."""
+        """Forget a wait that has ended.
+
+        Returns whether its beginning is known, and where it was, if within a trace.
+        """
         known = flow_id in self._places
         return known, self._places.pop(flow_id, None)
 
 
 class SpanRecorder:
-    """Makes spans of what one engine commits, until it is closed. `count` hears how many were dropped."""
+    """Makes spans of what one engine commits, until it is closed.
+
+    `count` hears how many were dropped.
+    """
 
     def __init__(self, engine: Engine, spans: SpanSink, count: SpanCount, *, queued: int = QUEUED) -> None:
         self._engine = engine
@@ -108,12 +116,18 @@ class SpanRecorder:
         await self._write_some()
 
     async def close(self) -> None:
-        """Make and send the spans that are left, within a few seconds. Call it when `run` has ended."""
+        """Make and send the spans that are left, within a few seconds.
+
+        Call it when `run` has ended.
+        """
         loop = asyncio.get_running_loop()
         sent = new_future()
 
         def send() -> None:
-            """Send the rest. A daemon thread does, since a collector that hangs may take 30 s: it must not keep the process."""
+            """Send the rest.
+
+            A daemon thread does, since a collector that hangs may take 30 s: it must not keep the process.
+            """
             self._spans.close()
             loop.call_soon_threadsafe(resolve, sent, None)
 
@@ -143,7 +157,10 @@ class SpanRecorder:
                 self._count("dropped", 1)
 
     async def _write(self, record: SpanRecord) -> None:
-        """Make the span of one entry. An entry outside any trace has a span only if it ends a wait that began within one."""
+        """Make the span of one entry.
+
+        An entry outside any trace has a span only if it ends a wait that began within one.
+        """
         parked = record.parked
         if record.trace is None and parked is None:
             parked = await self._find_parked(record)
@@ -157,7 +174,9 @@ class SpanRecorder:
         self._spans.end(span, record, parked)
 
     async def _find_parked(self, record: SpanRecord) -> SpanPlace | None:
-        """Look up where the wait began that the entry ended; None where that was not part of a trace.
+        """Look up where the wait began that the entry ended.
+
+        None where that was not part of a trace.
 
         It is nearly always the entry before. At most one entry of progress per leaf lies between, and observed steps, which may hide it:
         then the span has no link.
@@ -184,7 +203,10 @@ class SpanRecorder:
 
 
 def records_of(batch: Batch, committed_ns: int, waits: RecentWaits) -> Iterator[SpanRecord]:
-    """Yield what spans show of a batch: of entries within a trace, and of those that end a wait, which may have begun in one."""
+    """Yield what spans show of a batch.
+
+    Of entries within a trace, and of those that end a wait, which may have begun in one.
+    """
     flows = {write.flow.id: write for write in batch.flows}
     began: dict[str, FlowEvent] = {}
     for event in batch.events:

@@ -22,7 +22,10 @@ _CLEAN_UP_SECONDS = 5.0
 
 
 class BackupProcess:
-    """Copies the database, one copy at a time: each reads all of it and takes as much room again."""
+    """Copies the database, one copy at a time.
+
+    Each reads all of it and takes as much room again.
+    """
 
     def __init__(self, place: str) -> None:
         self._place = Path(place).absolute()

@@ -15,7 +15,7 @@ _PAIRS = 20
 
 
 async def gather(reads: Reads, flow: Flow, now: Micros) -> Circumstances:
-    """Read a flow's last journal entries and, for each reply it waits for, what came near."""
+    """Read the last journal entries of a flow, and what came near its waits."""
     last = await reads.list_events(flow.id, limit=2, after=max(flow.seq - 2, 0))
     circumstances = Circumstances(now=now, flow=flow, last=last.items, flow_id=flow.id)
     circumstances.outgoing = await reads.outgoing_of(flow.id)
@@ -30,7 +30,10 @@ async def gather(reads: Reads, flow: Flow, now: Micros) -> Circumstances:
 
 
 async def gather_for_agent(reads: Reads, flow: Flow, now: Micros) -> Circumstances:
-    """Gather what an agent may know: of the held replies only those for pairs that its own flow waits for, or has waited for."""
+    """Gather what an agent may know.
+
+    Of the held replies only those for pairs that its own flow waits for, or has waited for.
+    """
     circumstances = await gather(reads, flow, now)
     own = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await reads.awaited_pairs(flow.id, _PAIRS))
     circumstances.held = {n: held for n, held in circumstances.held.items() if (held.topic, held.correlation_id) in own}
@@ -38,7 +41,10 @@ async def gather_for_agent(reads: Reads, flow: Flow, now: Micros) -> Circumstanc
 
 
 async def _add_earlier_pairs(reads: Reads, circumstances: Circumstances, flow: Flow) -> None:
-    """Add what came for the pairs that a flow waited for before: after its end, or while it does something else."""
+    """Add what came for the pairs that a flow waited for before.
+
+    After its end, or while it does something else.
+    """
     for topic, correlation_id in await reads.awaited_pairs(flow.id, _PAIRS):
         if flow.terminal:
             await _add_received(reads, circumstances, (topic, correlation_id))
@@ -48,7 +54,7 @@ async def _add_earlier_pairs(reads: Reads, circumstances: Circumstances, flow: F
 
 
 async def _add_received(reads: Reads, circumstances: Circumstances, pair: Pair) -> None:
-    """Add the replies that were taken in for a pair, each with its dead letter, if it became one."""
+    """Add the replies that were taken in for a pair, with their dead letters."""
     for reply in await reads.received_replies(pair, _NEAR):
         letter = await reads.letter_number(reply.source, reply.source_seq) if reply.source_seq is not None else None
         circumstances.arrivals.append(Arrival(*pair, reply, letter))

@@ -101,7 +101,10 @@ class DeadLetters:
         return _answer([n for n in numbers if n <= published], kept, request, following)
 
     async def _without_newer(self, request: Selection) -> Selection:
-        """Leave out letters that arrive later: a replay that dies again is one, and must not be replayed by the same loop."""
+        """Leave out letters that arrive later.
+
+        A replay that dies again is one, and must not be replayed by the same loop.
+        """
         return (
             request if request.up_to is not None else msgspec.structs.replace(request, up_to=await self._engine.store.queries.last_letter())
         )
@@ -151,7 +154,10 @@ class DeadLetters:
 
 
 def _mark_replayed(number: int, actor: str, now: Micros, about: str, reason: str) -> Work[None]:
-    """Return the work that marks a letter and notes who replayed it, in one transaction."""
+    """Return the work that marks a letter and notes who replayed it.
+
+    Both happen in one transaction.
+    """
 
     def mark(transaction: Transaction) -> None:
         transaction.note_replayed(number, actor, now)
@@ -187,12 +193,15 @@ def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
 
 
 def _without_ids(headers: Mapping[str, str]) -> dict[str, str]:
-    """Leave out the ids of the first message, and the headers that only the broker may set."""
+    """Leave out the ids of the first message, and headers only the broker may set."""
     return {name: value for name, value in headers.items() if not name.lower().startswith("nats-") and name != EVENT_ID}
 
 
 def _without_command_id(body: bytes) -> bytes:
-    """Leave the old id out of a command's body: it must equal the new one or be absent."""
+    """Leave the old id out of a command's body.
+
+    It must equal the new one or be absent.
+    """
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError):
@@ -203,7 +212,6 @@ def _without_command_id(body: bytes) -> bytes:
 
 
 def _new_id(letter: DeadLetter, database: str) -> str:
-    """Return the id of the next replay: the same until it is marked."""
     parts = (database, letter.n, letter.at_us, letter.subject, letter.replays, letter.headers.get(MSG_ID, ""))
     return f"replay-{blake2b(msgspec.json.encode(parts) + letter.body, digest_size=12).hexdigest()}"
 

@@ -25,7 +25,7 @@ _SHOWN = 5
 
 
 class Arrival(NamedTuple):
-    """A reply that was taken in for a pair; `letter`: the number of the dead letter that it became, if it did."""
+    """A reply that was taken in for a pair, and the number of its dead letter."""
 
     topic: str
     correlation_id: str
@@ -84,13 +84,12 @@ _AGENTS_FIXES = ("taskflow flow run ", "taskflow flow resume ", "taskflow flow c
 
 
 def advise_agent(reasons: Sequence[Reason], agent: str, session: str) -> list[Reason]:
-    """Return the sentences with fixes that the flow's agent can carry out with its own rights; what only operators can do is left out."""
+    """Return the sentences with the fixes that the flow's agent may carry out."""
     options = f" --agent {agent}" + (f" --session {shlex.quote(session)}" if session != "main" else "")
     return [msgspec.structs.replace(reason, fix=_agents_fix(reason.fix, options)) for reason in reasons]
 
 
 def _agents_fix(fix: str | None, options: str) -> str | None:
-    """Return a fix as the flow's agent runs it, with the `options` that say who it is; None where it may not."""
     if fix is None or fix.startswith("taskflow reply "):
         return fix
     return fix + options if fix.startswith(_AGENTS_FIXES) else None
@@ -242,7 +241,10 @@ _BECAUSE = {
 
 
 def _nearness(held: HeldReply, leaf: ExternalEvent, flow: Flow, now: Micros) -> str | None:
-    """Say how a held reply misses a wait; None where the two have nothing to do with each other."""
+    """Say how a held reply misses a wait.
+
+    None where the two have nothing to do with each other.
+    """
     awaited, when = leaf.correlation_id or "", _ago(held.arrived_us, now)
     if held.topic != leaf.topic and held.correlation_id == awaited:
         return f"A reply with this correlation id came {when}, but on {held.topic}; it is held."
@@ -282,15 +284,12 @@ def _next(due: tuple[Micros, Node], now: Micros) -> Reason:
 
 
 def _for(us: Micros) -> str:
-    """Spell a span in its two largest units."""
     return " ".join(format_duration(us // SECOND * SECOND).split()[:2]) if us >= SECOND else "a moment"
 
 
 def _ago(at: Micros, now: Micros) -> str:
-    """Spell how long ago something was."""
     return f"{_for(now - at)} ago"
 
 
 def _in(at: Micros, now: Micros) -> str:
-    """Spell how far ahead a moment is."""
     return f"in {_for(at - now)}" if at > now else f"{_for(now - at)} ago"

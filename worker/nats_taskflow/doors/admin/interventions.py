@@ -1,4 +1,7 @@
-"""Steer flows and held replies for an operator: each change goes through the engine, with who and why in the journal."""
+"""Steer flows and held replies for an operator.
+
+Each change goes through the engine, with who and why in the journal.
+"""
 
 from __future__ import annotations
 
@@ -149,17 +152,14 @@ class Interventions:
         return _ENCODE(admin_answers.PruneAnswer(pruned=pruned, more=pruned == request.limit and pruned > 0))
 
     async def _backup(self, request: admin_requests.Backup) -> bytes:
-        """Copy the database."""
         line = await self._copy()
         await self._note(request, "backup", line)
         return _ENCODE(admin_answers.BackupAnswer(backup=line))
 
     def _record(self, request: admin_requests.Intervention, verb: str, about: str) -> LoggedIntervention:
-        """Describe who does what, and why."""
         return LoggedIntervention(at_us=self._engine.clock(), actor=actor_of(request), verb=verb, about=about, reason=request.reason)
 
     async def _note(self, request: admin_requests.Intervention, verb: str, about: str) -> None:
-        """Store who did what, and why."""
         note = self._record(request, verb, about)
         await self._engine.do(lambda transaction: transaction.note_intervention(note))
 
@@ -189,5 +189,4 @@ def _command(request: Steering, caller: Caller) -> Stimulus:
 
 
 def _prune_batch(before: Micros, limit: int) -> Work[int]:
-    """Return the work that deletes at most `limit` ended flows."""
     return lambda transaction: transaction.prune_flows(before, limit)

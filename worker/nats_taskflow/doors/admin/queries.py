@@ -102,15 +102,16 @@ class Queries:
         return _ENCODE(admin_answers.FlowPageAcross(flows=shown, next_cursor=cursor))
 
     async def _show(self, request: admin_requests.Show) -> bytes:
-        """Show a flow."""
         return _ENCODE(admin_answers.FlowAnswer(flow=show_flow(await self.known(request.flow_id))))
 
     async def _find(self, request: admin_requests.Find) -> bytes:
-        """List ids that begin or end with the given part."""
         return _ENCODE(admin_answers.IdsAnswer(ids=(await self._reads.find_ids(request.part.lower(), _CANDIDATES))[:_CANDIDATES]))
 
     async def _history(self, request: admin_requests.AdminHistory) -> bytes:
-        """Show a journal, also of a flow whose row cannot be read: that is when it is needed most."""
+        """Show a journal, also of a flow whose row cannot be read.
+
+        That is when it is needed most.
+        """
         after = None if request.cursor is None else read_number(request.cursor)
         page = await self._reads.list_events(request.flow_id.lower(), limit=request.limit, after=after, newest=request.newest)
         if not page.rows and request.cursor is None:
@@ -118,7 +119,6 @@ class Queries:
         return outcomes.encode_events(page.rows, page.next, budget=self._room())
 
     async def _steps(self, request: admin_requests.AdminSteps) -> bytes:
-        """List observed runs."""
         flow = await self.known(request.flow_id)
         page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
         return outcomes.encode_steps(page.rows, page.next, budget=self._room())
@@ -156,7 +156,10 @@ class Queries:
         return _encode_why(flow, explain(await gather(self._reads, flow, self._clock())))
 
     async def explain_to_agent(self, flow: Flow, agent: str, session: str) -> bytes:
-        """Explain a flow to its agent: only replies for what it waits for itself, and advice that its own rights are enough for."""
+        """Explain a flow to its agent.
+
+        Only replies for what it waits for itself, and advice that its own rights are enough for.
+        """
         circumstances = await gather_for_agent(self._reads, flow, self._clock())
         return _encode_why(flow, advise_agent(explain(circumstances), agent, session))
 
@@ -215,7 +218,6 @@ class Queries:
         return _ENCODE(answer)
 
     async def _log(self, request: admin_requests.OperatorLog) -> bytes:
-        """List what operators did."""
         page = await self._reads.interventions(limit=request.limit, after=read_number(request.cursor) or None)
         interventions, cursor = cut_page(page.rows, page.next, self._room())
         return _ENCODE(admin_answers.LogPage(interventions=interventions, next_cursor=cursor))
@@ -225,7 +227,10 @@ class Queries:
 
 
 def _filters_of(request: admin_requests.List | admin_requests.AdminWaits) -> FlowFilter:
-    """Return the filters that `list` and `waits` share: whose flows, and what they wait for."""
+    """Return the filters that `list` and `waits` share.
+
+    Whose flows, and what they wait for.
+    """
     return FlowFilter(
         owner=request.owner,
         controller=request.controller,
@@ -241,14 +246,16 @@ def _encode_why(flow: Flow, sentences: list[admin_answers.Reason]) -> bytes:
 
 
 def _counts_of(kind: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the maintained counters of one kind, by what follows the dot."""
     return {name.removeprefix(f"{kind}."): count for name, count in sorted(counts.items()) if name.startswith(f"{kind}.")}
 
 
 def _show_groups(
     groups: Sequence[DeadLetterGroup], request: admin_requests.LettersList, subjects: Subjects
 ) -> Iterator[admin_letters.GroupShown]:
-    """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
+    """Count by reason and subject, a built-in reply topic's correlation ids together.
+
+    The largest group first.
+    """
     merged: dict[tuple[str, str], DeadLetterGroup] = {}
     for group in groups:
         if request.letter_reason not in (None, group.reason) or request.subject not in (None, group.subject):

@@ -1,4 +1,7 @@
-"""Answer operators' requests: questions from the store, interventions through the engine, with a line in the log (CONTRACT 6)."""
+"""Answer operators' requests.
+
+Questions from the store, interventions through the engine, with a line in the log (CONTRACT 6).
+"""
 
 from __future__ import annotations
 

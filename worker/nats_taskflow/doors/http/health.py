@@ -1,4 +1,6 @@
-"""Answer health questions and serve metrics over HTTP, inside the worker's own event loop: `/livez /readyz /startupz /healthz /metrics`.
+"""Answer health questions and serve metrics over HTTP.
+
+They are served in the worker's own event loop: `/livez /readyz /startupz /healthz /metrics`.
 
 The names and the verbose form are those of Kubernetes. Losing NATS makes the worker not ready; it stays alive.
 The application is a bare ASGI callable; `server` does the HTTP.
@@ -40,7 +42,10 @@ class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetricsPage:
-    """The text of `/metrics`, made at most once a second, however many ask: it takes milliseconds in which the loop does nothing else."""
+    """The text of `/metrics`, made at most once a second, however many ask.
+
+    It takes milliseconds in which the loop does nothing else.
+    """
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry
@@ -105,14 +110,16 @@ class HealthApp:
 
 
 def _line(check: HealthCheck) -> str:
-    """Write what one check found."""
     if not check.ok:
         return f"[-]{check.name} failed: {check.reason}"
     return f"[+]{check.name} ok" + (f": {check.remark}" if check.remark else "")
 
 
 def _report(path: str, checks: Sequence[HealthCheck], *, verbose: bool) -> HttpAnswer:
-    """Write what the checks found: `ok`, or every reason; with `verbose` a line for each check."""
+    """Write what the checks found: `ok`, or every reason.
+
+    With `verbose` a line for each check.
+    """
     well = all(check.ok for check in checks)
     if well and not verbose:
         return HttpAnswer(status=200, body=b"ok\n")
@@ -122,7 +129,9 @@ def _report(path: str, checks: Sequence[HealthCheck], *, verbose: bool) -> HttpA
 
 
 class HealthServer:
-    """Serves health and metrics on `bind` (`host:port` or the pair, port 0 for a free one) until it is stopped.
+    """Serves health and metrics until it is stopped.
+
+    On `bind`: `host:port` or the pair, port 0 for a free one.
 
     `registry` None: no `/metrics`. Either `start` and `stop`, or `run` as a task that is cancelled.
     """
