@@ -96,6 +96,7 @@ class OrderedPublisher:
 
     def _schedule(self, lane: str) -> None:
         """Schedule a dispatch in the next loop iteration, so that what is put meanwhile is sent with it."""
+        self._idle.pop(lane, None)  # it may have been there as one of an agent that has many
         (self._idle_few if self._has_few(lane) else self._idle)[lane] = None
         if not self._is_scheduled:
             self._is_scheduled = True
