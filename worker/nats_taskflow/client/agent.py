@@ -135,10 +135,10 @@ class Agent:
         return add
 
     async def run(self, *, stop_on: Iterable[signal.Signals] = (), grace: Length | None = None) -> None:
-        """Handle events until stopped (then it returns), or cancelled (then it is as if killed).
+        """Handle events until stopped: then it returns.
 
-        `stop_on`: signals that stop it with this `grace`; the second one at once. Raises `Forbidden` where the credentials may not read
-        the consumer, `Lost` without connection, `RuntimeError` when it runs already.
+        Cancelling it is as a kill. `stop_on`: signals that stop it with this `grace`; the second one at once. Raises `Forbidden` where the
+        credentials may not read the consumer, `Lost` without connection, `RuntimeError` when it runs already.
         """
         if not self._ended.is_set():
             raise RuntimeError(f"the loop {self.name} runs already")
@@ -220,7 +220,10 @@ class Agent:
             await delivery.ack()
 
     async def _handle(self, flows: FlowClient, event: Event) -> None:
-        """Call the handlers of one event, in the order in which they were added. Raises `RetryLater` where one failed."""
+        """Call the handlers of one event, in the order in which they were added.
+
+        Raises `RetryLater` where one failed.
+        """
         token = CURRENT.set(CommandIds(event, self.name))
         before = self._failing.pop(event.id, None)
         try:

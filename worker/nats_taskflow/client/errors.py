@@ -130,7 +130,10 @@ class FlowEnded(Exception):
 
 
 def error_of(code: str, message: str, details: dict[str, Any]) -> FlowError:
-    """Return the exception for a refusal on the wire. An unknown code becomes `Internal` and stays in `details`."""
+    """Return the exception for a refusal on the wire.
+
+    An unknown code becomes `Internal` and stays in `details`.
+    """
     if code not in BY_CODE:
         return Internal(message, **{**details, "code": code})
     return errors.error_of(code, message, details)

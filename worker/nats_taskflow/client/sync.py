@@ -36,7 +36,10 @@ class _Loop:
         self._thread.start()
 
     def result(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine and return its result; an interrupt (Ctrl-C) cancels it. Raises `Lost` once the client is closed."""
+        """Run a coroutine and return its result.
+
+        An interrupt (Ctrl-C) cancels it. Raises `Lost` once the client is closed.
+        """
         if self._loop.is_closed():
             work.close()
             raise Lost("the client is closed: use it and its flows within the `with` block")
@@ -67,7 +70,6 @@ class _Loop:
 
 
 async def _next(source: AsyncGenerator[R, None]) -> R:
-    """Return the next item, as a coroutine."""
     return await anext(source)
 
 
@@ -107,7 +109,6 @@ def _starting(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, Flow]]) 
 
 
 def _like(method: Callable[..., Any], call: F) -> F:
-    """Return `call` under the method's name, with its docstring."""
     call.__doc__, call.__name__ = method.__doc__, method.__name__
     return call
 
@@ -182,7 +183,10 @@ class FlowClientSync(_Blocking):
     @staticmethod
     @contextmanager
     def connect(where: Where = None, *, agent: str, **options: Any) -> Iterator[FlowClientSync]:
-        """Connect, and close at the end of the `with` block; arguments as for `FlowClient.connect`."""
+        """Connect, and close at the end of the `with` block.
+
+        Arguments are those of `FlowClient.connect`.
+        """
         loop = _Loop()
         try:
             connection = FlowClient.connect(where, agent=agent, **options)
@@ -195,7 +199,7 @@ class FlowClientSync(_Blocking):
             loop.stop()
 
     def list(self, **criteria: Any) -> Iterator[FlowSync]:
-        """Give this agent's and session's flows, newest first."""
+        """Yield this agent's and session's flows, newest first."""
         return (FlowSync(self.loop, flow) for flow in self.loop.items(self.flows.list(**criteria)))
 
     start = _starting(FlowClient.start)
@@ -212,11 +216,9 @@ flows_sync = FlowClientSync.connect
 
 
 async def _enter(connection: Any) -> FlowClient:
-    """Open a connection, as a coroutine."""
     flows: FlowClient = await connection.__aenter__()
     return flows
 
 
 async def _leave(connection: Any) -> None:
-    """Close a connection, as a coroutine."""
     await connection.__aexit__(None, None, None)
