@@ -117,7 +117,7 @@ def errors_as_exit_codes() -> Iterator[None]:
         raise
     except Refusal as refusal:
         raise CommandFailed(str(refusal), refusal.exit_code) from refusal
-    except UnicodeEncodeError as error:  # bytes that are no text reach Python as what cannot be written
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 reach Python as surrogates
         usage = click.UsageError(f"{error.object[:100]!r} is no text: what a command is given has to be UTF-8")
         usage.exit_code = USAGE  # type: ignore[misc]  # as above
         raise usage from error

@@ -76,7 +76,7 @@ def run_and_exit(command: Callable[[], None]) -> NoReturn:
     except NotWritten as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at the exit Python tries to write what is left
         if error.reader_gone:
-            sys.exit(FAILED)  # whoever read it has seen enough
+            sys.exit(FAILED)  # the reader closed the pipe
         sys.stderr.write(f"taskflow: the output cannot be written: {error}\n")
         sys.exit(IO_ERROR)
     sys.exit(0)

@@ -71,7 +71,10 @@ class LoopEnd:
         self._queues = queues
 
     def __await__(self) -> Generator[Any, None, None]:
-        """Wait for it. Raises `RuntimeError` in a handler, for which the end waits itself."""
+        """Wait for the end.
+
+        Raises `RuntimeError` in a handler, for which the end itself waits.
+        """
         if self._queues is not None and asyncio.current_task() in self._queues.tasks:
             raise RuntimeError("a handler cannot wait for the end of its own loop: call agent.stop() without await")
         yield from self._ended.wait().__await__()
@@ -156,10 +159,11 @@ class Agent:
             self._ended.set()
 
     def stop(self, grace: Length | None = None) -> LoopEnd:
-        """Have `run` return in good order. Await the result to wait for the loop's end.
+        """Stop in good order: `run` returns when the running handlers have ended.
 
-        Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
-        only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is called before or after.
+        Await the result to wait for the loop's end. Handlers that run have `grace` (None: as long as they take) before they are cancelled;
+        their events then come again. A repeat may only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is
+        called before or after.
         """
         if grace is not None:
             asyncio.get_running_loop().call_later(length(grace).total_seconds(), self._late.set)

@@ -225,7 +225,7 @@ class CommandSender:
 
     @contextmanager
     def _outcome_address(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
-        """Give an address for one outcome, and the future that resolves with it."""
+        """Yield an address for one outcome, and the future that resolves with it."""
         assert self._inbox is not None, "the sender is not open"
         token = token_hex(8)
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

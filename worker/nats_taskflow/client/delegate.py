@@ -223,7 +223,7 @@ class Delegate:
         To a flow it goes through the stream, until it is stored. Anybody else gets a plain response.
         """
         if not subject:
-            return  # nobody wants to know
+            return  # no reply subject
         if request.flow_id is None:
             await self._respond(subject, answer)
             return

@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 FlowRefused = FlowError
-"""What every refusal is: the worker's own class, so that code over NATS and code beside a `FlowManager` catch the same."""
+"""The base class of refusals. It is the worker's own, so that code over NATS and code with a `FlowManager` catch the same class."""
 
 BY_CODE: dict[str, type[FlowError]] = {
     "invalid_request": InvalidRequest,

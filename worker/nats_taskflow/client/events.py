@@ -192,7 +192,7 @@ class EventDedupe:
         return event.seq <= self._high.get(event.flow_id, 0)
 
     def add(self, event: Event) -> None:
-        """Note the event as seen."""
+        """Record the event as seen."""
         self._high.pop(event.flow_id, None)
         self._high[event.flow_id] = event.seq
         if len(self._high) > self._most:

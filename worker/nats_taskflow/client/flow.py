@@ -64,7 +64,7 @@ class FlowHandle:
         return self.snapshot
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
-        """Let a flow that was started with `hold` run."""
+        """Start running a flow that was started with `hold`."""
         return (await self._send("run", {}, command_id, door, if_unchanged=if_unchanged)).flow
 
     @renamed_arguments(step="current_step")

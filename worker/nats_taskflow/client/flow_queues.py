@@ -17,7 +17,7 @@ from nats_taskflow.tasks import keep, repeat
 
 _EVENTS_REMEMBERED = 100_000
 _ACK_WAITS = 2
-"""This many ack waits after an event was due again, it has come, or it is no longer in the stream."""
+"""Ack waits after which an event that was due again has come, or is no longer in the stream."""
 _log = logging.getLogger("nats_taskflow.client.agent")
 
 

@@ -146,7 +146,7 @@ class FlowClient(Session):
 
 @asynccontextmanager
 async def open_transport(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
-    """Give the transport to `where`.
+    """Open a transport to `where`.
 
     One that is opened here is closed at the end; one that exists stays open.
     """

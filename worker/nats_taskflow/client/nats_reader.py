@@ -29,7 +29,7 @@ from nats_taskflow.client.transport import ConsumerMessage, Deliveries, Lost, Me
 
 _T = TypeVar("_T")
 _PATIENCE = 5.0
-_REWIND_WITHIN = 1.0  # nobody answers where the consumer does not exist yet, nor from older servers
+_REWIND_WITHIN = 1.0  # seconds; no answer comes from older servers, or while the consumer does not exist
 _UNUSED_AFTER = 60.0
 _BATCH = 256
 _HEARTBEAT = 1.0
@@ -109,7 +109,7 @@ class ConsumerReader:
                 await self._pause(backoff, failure)
 
     async def _pull(self, stream: str, consumer: str, at_most: int) -> AsyncGenerator[Msg, None]:
-        """Give a consumer's messages as they come, requesting `at_most` at a time.
+        """Yield a consumer's messages as they come, requesting `at_most` at a time.
 
         Raises `PullBroken`, `NotPermitted`, or what nats-py raises where the connection is closed.
         """

@@ -57,14 +57,14 @@ class Session:
         self._sender = CommandSender(transport, self.subjects, agent, patience=patience)
 
     async def open(self) -> None:
-        """Begin to hear answers: what `connect` does for you. Raises `Forbidden`, `Lost`."""
+        """Open the inbox for answers; `connect` does that. Raises `Forbidden`, `Lost`."""
         try:
             await self._sender.open()
         except NotPermitted as denied:
             raise Forbidden(f"{denied}: give the agent's inbox prefix (inbox_prefix='_INBOX.{self.agent}')") from denied
 
     async def close(self) -> None:
-        """Stop hearing answers; the transport stays open."""
+        """Close the inbox for answers; the transport stays open."""
         await self._sender.close()
 
     async def snapshot(self, flow_id: str) -> FlowShown:

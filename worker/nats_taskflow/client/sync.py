@@ -82,7 +82,7 @@ class _Blocking:
 
 
 def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[_Blocking, P], R]:
-    """Make a method wait."""
+    """Turn a coroutine method into one that blocks."""
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.loop.result(method(self._target, *args, **kwargs))
@@ -91,7 +91,7 @@ def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> 
 
 
 def _iterator(method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) -> Callable[Concatenate[_Blocking, P], Iterator[R]]:
-    """Make an asynchronous iterator an ordinary one."""
+    """Turn an asynchronous iterator into an ordinary one."""
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         return self.loop.items(method(self._target, *args, **kwargs))
@@ -100,7 +100,10 @@ def _iterator(method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) ->
 
 
 def _starting(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, Flow]]) -> Callable[Concatenate[_Blocking, P], FlowSync]:
-    """Make a method wait that returns a flow, and return a flow that waits."""
+    """Turn a coroutine method that returns a `Flow` into one that blocks.
+
+    It returns a `FlowSync`.
+    """
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> FlowSync:
         return FlowSync(self.loop, self.loop.result(method(self._target, *args, **kwargs)))

@@ -30,7 +30,7 @@ class TimedWork(Protocol):
         """Return when the next thing after now is due; None for never."""
 
     async def arrived(self) -> None:
-        """Begin what is due now."""
+        """Start what is due now."""
 
 
 class Clock:

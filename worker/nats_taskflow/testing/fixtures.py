@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 _fixture: Callable[..., Any] = pytest.fixture
-with contextlib.suppress(ImportError):  # somebody's tests who has no use for us: they must run all the same
+with contextlib.suppress(ImportError):  # the tests of somebody who does not use this kit have to run without it
     from pytest_asyncio import fixture as _fixture
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def taskflow_clock(taskflow: TaskflowWorld) -> Clock:
 
 @pytest.fixture
 def taskflow_chaos(taskflow: TaskflowWorld) -> Chaos:
-    """Give the faults to inject into the worker of `taskflow`.
+    """Give the controls for faults in the worker of `taskflow`.
 
     After the test the worker's promises are checked.
     """

@@ -77,7 +77,7 @@ class LoopTime:
 
         Then nothing runs before time passes or something comes from outside. Raises `NeverAtRest` where that is never the case.
         """
-        async with self._resting:  # two that wait for each other's turns would never see the end of them
+        async with self._resting:  # two at once would keep each other's loop busy for ever
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
                 if self._threads:

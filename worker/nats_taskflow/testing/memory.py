@@ -21,7 +21,7 @@ from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.units import Micros
 
 _MOST_RETRIES = 1000
-"""How often in a row time stops for the worker's retries. What has not gone through by then will not before somebody helps."""
+"""How often in a row time stops for the worker's retries. What still fails then needs help from outside."""
 
 # What time acts on by itself: timers and deadlines, requests to delegates that nobody took, replies that nobody came for.
 _NEXT = """
@@ -173,7 +173,7 @@ class MemoryWorker:
         rest = self.alive and not self._busy()
         if rest and self._life is not None:
             for relay in self._life.services.relays:
-                await relay.drain(1.0)  # nothing is left to publish: it notes how far it has come
+                await relay.drain(1.0)  # nothing is left to publish: it stores its position
         events, letters = self._ledger("TASKFLOW_EVT"), self._ledger("TASKFLOW_DLQ")
         database = copied(self._database)
         try:

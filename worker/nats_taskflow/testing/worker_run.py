@@ -85,4 +85,4 @@ class WorkerRun:
             self._task.cancel()
             await asyncio.wait({self._task})
             if not self._task.cancelled():
-                self._task.exception()  # it is dead, and nobody asks of what
+                self._task.exception()  # retrieve it, or asyncio logs it

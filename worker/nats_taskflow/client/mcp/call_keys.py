@@ -21,7 +21,7 @@ import msgspec
 from nats_taskflow.client.errors import Internal, Unavailable
 
 LIFETIME = 600.0
-"""Seconds for which a call without an outcome is remembered: longer than anybody retries, shorter than until somebody wants it again."""
+"""Seconds for which a call without an outcome is remembered. Longer than retries go on; shorter than until the same call is wanted anew."""
 _AT_MOST = 1000
 
 
