@@ -1,9 +1,10 @@
-"""The command line: one module for each noun that is typed, loaded when its command is used.
+"""The command line: one module for each noun that is typed.
 
-This room may import everything, and nothing imports it but `__main__`. Nothing heavy (nats, structlog, uvicorn, the worker itself) is
-loaded before a command needs it, so imports stand in functions here. Begin with `waits`: it has its options from `selection`, asks by
-`session`, where either `online` or `offline` answers by `protocol`, and prints by `output`, which lays text out with `layout`. `command`
-and `options` make help and parsing, `exit_codes` the numbers at the end, `runtime` and `streams` the process around it all.
+A module is loaded when its command is used. This room may import everything, and nothing imports it but `__main__`. Nothing heavy (nats,
+structlog, uvicorn, the worker itself) is loaded before a command needs it, so imports stand in functions here. Begin with `waits`: it takes
+its options from `selection` and asks through `session`, where either `online` or `offline` answers by `protocol`. It prints with `output`,
+which lays text out with `layout`. `command` and `options` make help and parsing, `exit_codes` the numbers at the end, `runtime` and
+`streams` the process around it all.
 """
 
 from __future__ import annotations
@@ -79,11 +80,17 @@ class Commands(Group):
         return command
 
     def describe(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
-        """Return what a subcommand does without loading it: loading them all would take a fifth of the help's time."""
+        """Return what a subcommand does, without loading it.
+
+        Loading them all would take a fifth of the help's time.
+        """
         return first_sentence(_COMMANDS[name])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand, and suggest one for a misspelt name: click knows only commands that are loaded."""
+        """Find the subcommand, and suggest one for a misspelt name.
+
+        click by itself would suggest only commands that are loaded.
+        """
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand as unknown:
@@ -102,7 +109,7 @@ class Commands(Group):
 
 @contextlib.contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
-    """Turn a refusal into a line on stderr and its exit code, and usage errors into 64."""
+    """Turn a refusal into a line on stderr and its exit code; usage errors exit 64."""
     try:
         yield
     except click.UsageError as error:
@@ -110,7 +117,7 @@ def errors_as_exit_codes() -> Iterator[None]:
         raise
     except Refusal as refusal:
         raise CommandFailed(str(refusal), refusal.exit_code) from refusal
-    except UnicodeEncodeError as error:  # bytes that are no text reach Python as what cannot be written
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 reach Python as surrogates
         usage = click.UsageError(f"{error.object[:100]!r} is no text: what a command is given has to be UTF-8")
         usage.exit_code = USAGE  # type: ignore[misc]  # as above
         raise usage from error
@@ -122,7 +129,10 @@ def errors_as_exit_codes() -> Iterator[None]:
 
 
 def _refusal_of(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
-    """Return the first refusal of a group of refusals; None where there is a defect among them."""
+    """Return the first refusal of a group of refusals.
+
+    None where there is a defect among them.
+    """
     _, defects = group.split(Refusal)
     if defects is not None:
         return None

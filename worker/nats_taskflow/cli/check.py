@@ -1,4 +1,7 @@
-"""`taskflow check`: is it well, for a monitor: Nagios, Prometheus, JSON, or text."""
+"""`taskflow check`: the worker's state for a monitor.
+
+It prints for Nagios or Prometheus, as JSON, or as text.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
 
 class Reading(NamedTuple):
-    """A figure as it is, and from where on it is a warning, or critical (None: never)."""
+    """A figure's value, with its limits for a warning and for critical (None: never)."""
 
     value: int
     warning: int | None = None
@@ -30,7 +33,7 @@ class Reading(NamedTuple):
 
     @property
     def level(self) -> int:
-        """How bad it is."""
+        """The figure's exit code: `OK`, `WARNING` or `CRITICAL`."""
         if self.critical is not None and self.value >= self.critical:
             return CRITICAL
         return WARNING if self.warning is not None and self.value >= self.warning else OK
@@ -68,7 +71,7 @@ def check(*, form: str, **arguments: Any) -> None:
             click.echo(_report(form, level, readings, why))
 
     async def main(session: OperatorSession, _printer: Printer) -> int:
-        """Ask and judge."""
+        """Ask for the figures, and judge them."""
         stats = await session.ask("stats")
         readings = _readings(stats, arguments)
         level = _level(readings, stats["worker"])
@@ -85,26 +88,26 @@ def check(*, form: str, **arguments: Any) -> None:
 
 
 def _readings(stats: Json, limits: Mapping[str, Any]) -> Readings:
-    """Return the figures with their limits, then those that have none."""
     judged = {figure.name: Reading(figure.value(stats), *limits[figure.name]) for figure in FIGURES}
     return judged | {"waiting": Reading(stats["flows"]["waiting"]), "held": Reading(stats["held"])}
 
 
 def _level(readings: Readings, worker: Mapping[str, Any]) -> int:
-    """Return how bad it is."""
     if worker.get("not_ready") or worker.get("connected") is False:
         return CRITICAL
     return max(reading.level for reading in readings.values())
 
 
 def _troubles(readings: Readings, stats: Json) -> str:
-    """Say what is not well."""
     troubles = [figure.trouble(stats) for figure in FIGURES if readings[figure.name].level != OK]
     return ", ".join([*troubles, *stats["worker"].get("not_ready", [])])
 
 
 def _report(form: str, level: int, readings: Readings, why: str) -> str:
-    """Spell it for the monitor. There are no readings where nobody could be asked."""
+    """Format the verdict for the monitor.
+
+    There are no readings where no worker answered.
+    """
     values = {name: reading.value for name, reading in readings.items()}
     if form == "json":
         return json.dumps({"level": _WORDS[level].lower(), "why": why, "figures": values})

@@ -28,7 +28,10 @@ _FOREIGN_NAMES = {
 
 
 def suggest_options(written: str, known: Sequence[str]) -> list[str]:
-    """Return the options that were probably meant. None is better than a far-fetched one: `--session` for `--json` leads astray."""
+    """Return the options that were probably meant.
+
+    None is better than a far-fetched one: `--session` for `--json` leads astray.
+    """
     from difflib import get_close_matches
 
     name, instead = _FOREIGN_NAMES.get(written, ("", ""))
@@ -39,7 +42,7 @@ def suggest_options(written: str, known: Sequence[str]) -> list[str]:
 
 
 def write_examples(ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write the examples as they are typed: whole lines, to be copied, whatever the width."""
+    """Write the examples as they are typed: whole lines to copy, whatever the width."""
     from nats_taskflow.cli.help_examples import EXAMPLES
 
     lines = EXAMPLES.get(ctx.command_path.partition(" ")[2], ())
@@ -82,15 +85,18 @@ class TaskflowCommand(click.Command):
 
 
 class SettingsCommand(TaskflowCommand):
-    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
+    """A command that takes `--config` and a flag for every setting.
 
-    `sections`: only the settings of these sections; None: all.
+    Its callback gets them as keyword arguments. `sections`: only the settings of these sections; None: all.
     """
 
     sections: tuple[str, ...] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the command's own options, then the settings. Made when parsing or helping, so that importing stays cheap."""
+        """Return the command's own options, then the settings.
+
+        They are made when parsing or helping, so that importing stays cheap.
+        """
         *own, help_option = super().get_params(ctx)
         return [*own, *self.shared_options(), help_option, *setting_options(self.sections)]
 
@@ -120,7 +126,10 @@ class AskCommand(ConnectionCommand):
 
 
 class ReadCommand(AskCommand):
-    """A command that changes nothing, so that a database can answer it while no worker runs."""
+    """A command that changes nothing.
+
+    So a database can answer it while no worker runs.
+    """
 
     def shared_options(self) -> list[click.Parameter]:
         """Add the choice of a database."""
@@ -129,13 +138,16 @@ class ReadCommand(AskCommand):
 
 
 class Group(click.Group):
-    """Commands under one name, listed by `sections`: heading → names; all under one heading where there are none."""
+    """Commands under one name, listed by `sections`: heading → names.
+
+    All stand under one heading where there are no sections.
+    """
 
     command_class = TaskflowCommand
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Hand options of the connection before the command on to it: `taskflow -s URL waits`."""
+        """Pass on connection options before the command: `taskflow -s URL waits`."""
         if args and args[0].startswith("-") and not any(args[0] in option.opts for option in self.get_params(ctx)):
             known = click.Command(self.name, params=[*self.get_params(ctx), *setting_options(CLIENT)])
             _, rest, _ = known.make_parser(ctx).parse_args(list(args))

@@ -1,4 +1,4 @@
-"""`taskflow config`: the settings in force, where they came from, and whether they are right."""
+"""`taskflow config`: the settings in force, their origins, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`taskflow context`: the connection contexts of the `nats` CLI (NATS ADR-21), as this program reads them."""
+"""`taskflow context`: the connection contexts of the `nats` CLI (NATS ADR-21).
+
+They are shown as this program reads them.
+"""
 
 from __future__ import annotations
 

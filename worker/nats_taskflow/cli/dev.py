@@ -1,4 +1,7 @@
-"""`taskflow dev`: the worker with a JetStream server of its own, where no server is installed."""
+"""`taskflow dev`: the worker with its own JetStream server.
+
+For a machine where no server is installed.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 
 
 async def _run(arguments: Mapping[str, Any], *, adopt: bool) -> int:
-    """Run the worker, and a server unless one is configured; return the worker's exit code."""
+    """Run the worker, and a server unless one is configured; return the exit code."""
     from nats_taskflow import app
     from nats_taskflow.services.signals import StopSignal
 
@@ -73,7 +76,10 @@ async def _run(arguments: Mapping[str, Any], *, adopt: bool) -> int:
 
 
 async def _start_server() -> tuple[EmbeddedServer, bool]:
-    """Start the server, on NATS's usual port if that is free; return also whether it was."""
+    """Start the server; return also whether it got NATS's usual port.
+
+    Where that port is taken, it listens on a free one.
+    """
     from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused
 
     if _is_free(_NATS_PORT):
@@ -96,7 +102,10 @@ def _greet(text: str) -> None:
 
 
 def _dev_defaults() -> dict[str, SourcedValue]:
-    """Return the defaults of `dev`: a database in the folder, and a free port for health if the usual one is taken."""
+    """Return the defaults of `dev`.
+
+    They are a database in the folder, and a free port for health if the usual one is taken.
+    """
     from nats_taskflow.config import Config, SourcedValue
 
     origin = "presumed by taskflow dev"
@@ -108,7 +117,7 @@ def _dev_defaults() -> dict[str, SourcedValue]:
 
 
 def _is_free(port: int) -> bool:
-    """Tell whether nobody listens on the port, on loopback."""
+    """Check whether nobody listens on the port, on loopback."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -119,14 +128,16 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    """Return a port that nobody listens on."""
     with socket.socket() as trial:
         trial.bind((_LOOPBACK, 0))
         return int(trial.getsockname()[1])
 
 
 def banner(config: Config, nats: str, program: str = "taskflow") -> str:
-    """Return what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
+    """Return the greeting: where everything is, commands to copy, how to stop.
+
+    `nats` says where the server comes from.
+    """
     from nats_taskflow.store.sqlite.place import absolute_path
 
     url = ",".join(address.shown for address in config.nats.url)
@@ -173,6 +184,5 @@ def _program() -> str:
 
 
 def _exports(url: str, prefix: str) -> list[str]:
-    """Return the variables to export where a setting is not the commands' default."""
     variables = {"NATS_URL": (url, f"nats://{_LOOPBACK}:{_NATS_PORT}"), "TASKFLOW_SUBJECTS_PREFIX": (prefix, "taskflow")}
     return [f"    export {name}={value}" for name, (value, usual) in variables.items() if value != usual]

@@ -1,6 +1,6 @@
-"""The folder in which `taskflow dev` keeps its data, so that other commands find it.
+"""The folder in which `taskflow dev` keeps its data, for other commands to find.
 
-It may have come with a folder of somebody else, a clone or an archive: only what `taskflow dev` itself makes is used.
+It may have come with somebody else's folder, a clone or an archive. So only what `taskflow dev` itself makes is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _OTHERS_ENTER, _OTHERS_WRITE = 0o077, 0o022
 
 
 def find_dev_database() -> Mapping[str, SourcedValue]:
-    """Return the setting for the database that `taskflow dev` made here, if it is the only one."""
+    """Return the setting for the database that `taskflow dev` made here.
+
+    Empty unless it is the only database here.
+    """
     from nats_taskflow.config import Config, SourcedValue
 
     usual = Path(Config().store.path)
@@ -35,7 +38,7 @@ def find_dev_database() -> Mapping[str, SourcedValue]:
 
 
 def load_with_database(arguments: Mapping[str, Any]) -> Config:
-    """Load the settings of a command on a database: the one that is named, else the only one here.
+    """Load the settings for a command on a database: the named one, or the only one.
 
     Raises `ConfigError` where two are here and none is named: to check or copy the wrong one would look like a success.
     """
@@ -47,7 +50,10 @@ def load_with_database(arguments: Mapping[str, Any]) -> Config:
 
 
 def prepare_folder() -> None:
-    """Make the folder, for this user only and invisible to git. Raises `ConfigError` where that fails, or it is somebody else's."""
+    """Make the folder, for this user only and invisible to git.
+
+    Raises `ConfigError` where that fails, or where the folder is somebody else's.
+    """
     try:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         if why := find_flaw():
@@ -61,7 +67,10 @@ def prepare_folder() -> None:
 
 
 def find_flaw() -> str:
-    """Say what is not as `taskflow dev` makes it: somebody else's, a link, open to others. Empty where all is well."""
+    """Describe what differs from what `taskflow dev` makes; "" where nothing does.
+
+    Something may belong to somebody else, be a link, or be open to others.
+    """
     for path, forbidden in ((FOLDER, _OTHERS_ENTER), (DATABASE, _OTHERS_WRITE), (STREAMS, 0)):
         try:
             status = path.lstat()

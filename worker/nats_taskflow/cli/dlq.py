@@ -128,7 +128,10 @@ def purge(*, numbers: tuple[int, ...], replayed: bool, **arguments: Any) -> None
 
 
 def _handle(action: str, numbers: tuple[int, ...], options: Json, arguments: Mapping[str, Any]) -> None:
-    """Replay or purge letters: those named, or those of a filter, which are counted and asked about first."""
+    """Replay or purge letters: those named, or those of a filter.
+
+    Those of a filter are counted and asked about first.
+    """
     fields = {name: arguments[name] for name in (*_FILTERS, "dry_run")} | {"action": action, "all": arguments["everything"], **options}
     is_filtered = arguments["everything"] or any(fields[name] is not None for name in _FILTERS)
     if is_filtered == bool(numbers):
@@ -156,7 +159,10 @@ def _handle(action: str, numbers: tuple[int, ...], options: Json, arguments: Map
 async def _handle_each(
     session: OperatorSession, request: Json, numbers: tuple[int, ...], up_to: int | None, count: Callable[[int], None]
 ) -> tuple[list[int], list[Json], int | None]:
-    """Go through the letters, a batch with each request; return those done, those that failed, and the last one that there was."""
+    """Replay or purge the letters, a batch with each request.
+
+    Returns those done, those that failed, and the number of the last letter there was.
+    """
     done: list[int] = []
     failed: list[Json] = []
     last = up_to
@@ -176,7 +182,7 @@ async def _handle_each(
 
 
 def _batches(numbers: tuple[int, ...]) -> list[tuple[int, ...] | None]:
-    """Cut the numbers into what a request takes; one batch of None where a filter is meant."""
+    """Split the numbers into batches for a request; one of None for a filter."""
     return [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)] or [None]
 
 

@@ -46,7 +46,7 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
     begin = _read_since(since) if since is not None else None
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Show the newest, then follow."""
+        """Show the newest events, then follow."""
         from nats_taskflow.wire.subjects import EVENTS
 
         assert isinstance(session, OnlineSession), "events come over NATS"
@@ -71,7 +71,10 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
 
 
 def _read_since(text: str) -> datetime:
-    """Return the time that is meant: so long ago, or the time itself. Raises a usage error."""
+    """Parse a time, or a duration before now.
+
+    Raises a usage error.
+    """
     from nats_taskflow.units import parse_duration
 
     try:
@@ -84,7 +87,10 @@ def _read_since(text: str) -> datetime:
 def _show(
     session: OnlineSession, message: StreamMessage, printer: Printer, of: tuple[str | None, str | None], line_filter: re.Pattern[str]
 ) -> int:
-    """Print an event if its agent and flow are those of `of` (None: any), and its line matches; return how many were printed."""
+    """Print an event if it is one of those wanted; return how many were printed.
+
+    Its agent and flow have to be those of `of` (None: any), and its line has to match.
+    """
     parsed = session.subjects.parse_event(message.subject)
     if parsed is None or any(wanted not in (None, actual) for wanted, actual in zip(of, parsed[:2], strict=True)):
         return 0

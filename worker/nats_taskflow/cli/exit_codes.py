@@ -1,4 +1,7 @@
-"""The exit codes of all commands: one table, for the code, the tests and the reference pages of docs/."""
+"""The exit codes of all commands.
+
+One table for the code, the tests and the reference pages of docs/.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +54,20 @@ _FOR_ERROR: dict[str, int] = {
 
 
 class CommandFailed(click.ClickException):
-    """A command cannot do what it should: a line on stderr says why, and `code` is how it exits."""
+    """A command cannot do what it should.
+
+    A line on stderr says why, and the process exits with `code`.
+    """
 
     def __init__(self, why: str, code: int) -> None:
         super().__init__(why)
         self.exit_code = code  # type: ignore[misc]  # of this one only
 
     def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
-        """Print why, without control characters: it may quote what a server said, or a setting."""
+        """Print the reason without control characters.
+
+        It may quote what a server said, or a setting.
+        """
         text = "".join(c if c.isprintable() else " " for c in self.message)
         click.echo(f"taskflow: {' '.join(text.split())}", err=True)
 

@@ -1,4 +1,7 @@
-"""Examples for each command, to be copied, in `--help` and docs/cli.md. Loaded when help is shown."""
+"""Examples for each command, to be copied, in `--help` and docs/cli.md.
+
+They are loaded when help is shown.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say who asks: an operator with a reason, or an agent in a session."""
+"""Who asks: an operator with a reason, or an agent in a session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_intervention(arguments: Mapping[str, Any]) -> Json:
-    """Return the fields that say who intervenes and why. Raises a usage error without a reason, except for a dry run."""
+    """Return the fields that say who intervenes and why.
+
+    Raises a usage error without a reason, except for a dry run.
+    """
     reason = arguments["reason"] or ("dry run" if arguments.get("dry_run") else None)
     if reason is None:
         only = "" if "dry_run" not in arguments else "; --dry-run needs none"
@@ -32,7 +35,10 @@ def read_intervention(arguments: Mapping[str, Any]) -> Json:
 
 
 def operator_name(name: str | None) -> str:
-    """Return the operator's name, by default user and host, in the letters that a name may have."""
+    """Return the operator's name, by default user and host.
+
+    Characters that a name may not have are replaced.
+    """
     name = name or f"{_user()}@{socket.gethostname()}"
     return re.sub(r"[^A-Za-z0-9_.@-]", "_", name)[:63]
 
@@ -53,7 +59,10 @@ def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def split_owner(key: str) -> tuple[str, str] | None:
-    """Return agent and session id of `agent:<agent>:session:<session_id>`; None for an owner that is no agent."""
+    """Return agent and session id of `agent:<agent>:session:<session_id>`.
+
+    None for an owner that is no agent.
+    """
     match key.split(":", 3):
         case ["agent", agent, "session", session_id] if agent and session_id:
             return agent, session_id

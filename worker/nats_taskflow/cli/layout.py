@@ -1,4 +1,7 @@
-"""Lay text out for a terminal's width: tables with a line for each row, sentences and commands broken between words. Pure."""
+"""Text layout for a terminal's width. Pure.
+
+Tables have a line for each row; sentences and commands are broken between words.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,25 @@ _TOKEN = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
 
 
 class Column(NamedTuple):
-    """A column of a table. An `elastic` one may be cut short where the terminal is narrow; the others never are."""
+    """A column of a table.
+
+    An `elastic` one may be cut short where the terminal is narrow; the others never are.
+    """
 
     name: str
     elastic: bool
 
 
 def cell_width(text: str) -> int:
-    """Return how many columns a text takes: wide letters take two, combining ones none."""
+    """Return how many columns a text takes.
+
+    Wide characters take two, combining ones none.
+    """
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def cut(text: str, width: int) -> str:
-    """Return the text, cut to `width` columns with an ellipsis at the end where it is longer."""
+    """Cut a text to `width` columns, with an ellipsis where it is longer."""
     if cell_width(text) <= width:
         return text
     start, room = "", width - 1
@@ -43,7 +52,10 @@ def pad(text: str, width: int) -> str:
 
 
 def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], screen: int | None) -> list[int]:
-    """Return how wide each column is: as it needs; on a screen the elastic ones share what the others leave."""
+    """Return the width of each column.
+
+    It is as wide as it needs. On a screen the elastic ones share what the others leave.
+    """
     needed = [max(cell_width(cell) for cell in (column.name, *(row[at] for row in rows))) for at, column in enumerate(columns)]
     if screen is None:
         return needed
@@ -56,7 +68,10 @@ def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], screen: int
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int | None) -> list[list[str]]:
-    """Return the heading and the rows as cells of fitting widths; joined by `GAP` each is a line."""
+    """Return the heading and the rows as cells of fitting widths.
+
+    Joined by `GAP`, the cells of a row make a line.
+    """
     flat = [[" ".join(cell.split()) for cell in row] for row in rows]
     fitting = widths(columns, flat, screen)
     lines = [[column.name for column in columns], *flat]
@@ -64,17 +79,23 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int 
 
 
 def wrap(text: str, screen: int | None, indent: str = "") -> str:
-    """Break a sentence between words, indenting all lines but the first. A word that is too long stays whole."""
+    """Break a sentence between words, indenting all lines but the first.
+
+    A word that is too long stays whole.
+    """
     return text if screen is None else _fold(text.split(), screen - len(indent), indent, "")
 
 
 def command_lines(command: str, screen: int | None, indent: str = "") -> str:
-    """Break a command so that it can be copied: between words, never inside quotes, with a backslash at the end of a line."""
+    """Break a command so that it can be copied.
+
+    It is broken between words, never inside quotes, with a backslash at the end of a line.
+    """
     return command if screen is None else _fold(_TOKEN.findall(command), screen - len(indent) - 2, indent, " \\")
 
 
 def _fold(words: Sequence[str], room: int, indent: str, tail: str) -> str:
-    """Fill lines with as many words as there is room for; each line but the last ends with the tail."""
+    """Fill lines with as many words as fit; each but the last ends with `tail`."""
     lines: list[str] = []
     for word in words:
         if lines and cell_width(lines[-1]) + 1 + cell_width(word) <= room:

@@ -1,4 +1,4 @@
-"""Import libraries without the parts that this program, or the command that runs, does not use."""
+"""Import libraries without the parts that a command does not use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from types import ModuleType
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Let imports meanwhile find a module not installed; afterwards it is as before, loaded or not."""
+    """Make imports of a module fail meanwhile, as if it were not installed.
+
+    Afterwards it is as before, loaded or not.
+    """
     absent = object()
     before = sys.modules.get(module, absent)
     sys.modules[module] = None  # type: ignore[assignment]  # how the import system knows that there is none
@@ -26,7 +29,10 @@ def _without(module: str) -> Iterator[None]:
 
 
 def import_structlog() -> None:
-    """Import structlog as if rich were not installed: rich and pygments are a sixth of the worker's start, and 5 MiB."""
+    """Import structlog as if rich were not installed.
+
+    rich and pygments are a sixth of the worker's start, and 5 MiB.
+    """
     if "structlog" not in sys.modules:
         with _without("rich"):
             import structlog  # noqa: F401 - for its effect
@@ -49,10 +55,10 @@ class _LazyFinder:
 
 
 def import_nats() -> None:
-    """Import nats-py's client for a connection of a moment: most commands do not use half of what it loads.
+    """Import nats-py's client without half of what it loads.
 
-    JetStream is loaded when it is used. The library's version, which it tells the server, is not looked up (it says 0.0.0): that would
-    load a mail parser, and read what is installed.
+    Most commands connect only for a moment and do not use that half. JetStream is loaded when it is used. The library's version, which it
+    tells the server, is not looked up (it says 0.0.0): that would load a mail parser, and read what is installed.
     """
     if "nats.aio.client" not in sys.modules:
         sys.meta_path.insert(0, _LazyFinder("nats.js"))

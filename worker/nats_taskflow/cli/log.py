@@ -1,4 +1,7 @@
-"""`taskflow log`: what operators did besides changing flows. A flow's own history has the rest."""
+"""`taskflow log`: what operators did besides changing flows.
+
+A flow's own history has the rest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`taskflow mcp`: durable flows as a tool for LLM agents, by the Model Context Protocol."""
+"""`taskflow mcp`: durable flows as a tool for LLM agents (MCP)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def _read_patience(text: str) -> float:
 
 
 def _read_endpoint(arguments: dict[str, Any]) -> HttpEndpoint | None:
-    """Return where to listen; None is stdio. Raises a usage error for an address that others could reach without a token."""
+    """Return where to listen; None for stdio.
+
+    Raises a usage error for an address that others could reach without a token.
+    """
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
     from nats_taskflow.http.server import is_loopback

@@ -1,4 +1,4 @@
-"""Let a database answer questions while no worker runs: what `--db` opens, read-only."""
+"""Answer questions from a database that `--db` opens read-only, without a worker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OfflineSession:
 
 @contextmanager
 def open_database(config: Config, place: str, printer: Printer) -> Iterator[OfflineSession]:
-    """Open the database at `place` as one snapshot, and say so."""
+    """Open the database at `place` as one snapshot, and print a note on it."""
     with open_snapshot(place) as opened:
         running = f"; a worker (pid {opened.worker}) runs on it" if opened.worker is not None else "; no worker runs on it"
         printer.note(f"read-only snapshot of {opened.path}{running}")

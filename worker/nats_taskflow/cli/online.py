@@ -1,4 +1,7 @@
-"""Ask a worker over NATS: as an operator on `admin`, or as an agent on `api`, with its own key and about its own flows."""
+"""Ask a worker over NATS: as an operator or as an agent.
+
+Operators ask on `admin`. An agent asks on `api`, with its own credentials and about its own flows.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ async def connect(config: Config) -> AsyncIterator[InspectClient]:
 
 
 class OnlineSession:
-    """A worker, asked by an operator. `agent`: whose flows are asked about; any agent's here."""
+    """A worker, asked by an operator.
+
+    `agent`: whose flows are asked about; here, any agent's.
+    """
 
     agent = "*"
 
@@ -63,7 +69,10 @@ class OnlineSession:
         return await self._request(self.subjects.api(agent, verb), fields)
 
     async def _request(self, subject: str, fields: Json) -> Json:
-        """Send a request and return its answer. Raises `WorkerRefusal`, and `NoWorkerAnswer` with what to do."""
+        """Send a request and return its answer.
+
+        Raises `WorkerRefusal`, and `NoWorkerAnswer` with what to do.
+        """
         import msgspec
 
         from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
@@ -81,7 +90,10 @@ class OnlineSession:
 
 
 class AgentSession(OnlineSession):
-    """A worker, asked by one agent in one of its sessions: what operators ask on `admin`, as an agent asks it on `api`."""
+    """A worker, asked by one agent in one of its sessions.
+
+    It asks on `api` what operators ask on `admin`.
+    """
 
     def __init__(self, config: Config, client: InspectClient, patience: float, agent: str, session_id: str) -> None:
         super().__init__(config, client, patience)

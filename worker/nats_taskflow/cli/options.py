@@ -1,4 +1,7 @@
-"""Options that commands share: every setting as a flag (`--store-path` for `store.path`), made when a command is parsed."""
+"""Options that commands share: every setting as a flag.
+
+The flag of `store.path` is `--store-path`. The options are made when a command is parsed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ _NATS_NAMES = {"nats.url": ("-s", "--server")}
 
 
 class Option(click.Option):
-    """An option that help shows under a heading, `panel`. Its `alias` works as well, and is shown nowhere."""
+    """An option that help shows under a heading, `panel`.
+
+    Its `alias` works as well, and is shown nowhere.
+    """
 
     def __init__(self, *args: Any, panel: str = OWN, alias: str = "", **extra: Any) -> None:
         super().__init__(*args, **extra)
@@ -51,7 +57,10 @@ class Option(click.Option):
 
 
 def aliased_option(name: str, alias: str, **extra: Any) -> Callable[[_F], _F]:
-    """Add an option with a value that can be typed in two ways. The alias is its former name, or that of a field like it."""
+    """Add an option that can be typed in two ways.
+
+    The alias is its former name, or that of a field like it.
+    """
     return click.option(name, cls=Option, alias=alias, **extra)
 
 
@@ -68,7 +77,7 @@ form_option = click.option("-o", "--output", type=click.Choice(["text", "json"])
 
 
 def page_options(limit: int = 50, items: str = "") -> Callable[[_F], _F]:
-    """Add the options of a list that comes page by page; `items` is what it lists."""
+    """Add the options of a list that comes page by page; `items` names its items."""
 
     def add(function: _F) -> _F:
         cursor = click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
@@ -80,7 +89,7 @@ def page_options(limit: int = 50, items: str = "") -> Callable[[_F], _F]:
 
 @functools.cache
 def setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
-    """Return `--config` and an option for every setting, or for those of some sections."""
+    """Return `--config` and an option for every setting, or for some sections only."""
     from nats_taskflow.config import settings
 
     file = Option(
@@ -98,7 +107,10 @@ def setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Para
 
 
 def _option(setting: Setting, panel: str) -> Option:
-    """Return the option of a setting. Its default is None: the configuration has the defaults, and must see that nothing was given."""
+    """Return the option of a setting.
+
+    Its default is None: the configuration has the defaults, and must see that nothing was given.
+    """
     return Option(
         [_name(setting.key), *_NATS_NAMES.get(setting.key, ()), setting.flag],
         metavar=_metavar(setting),
@@ -108,7 +120,7 @@ def _option(setting: Setting, panel: str) -> Option:
 
 
 def _metavar(setting: Setting) -> str:
-    """Return what help calls the value."""
+    """Return the name of the value in help."""
     from nats_taskflow.config.parsers import duration_or_off
     from nats_taskflow.units import Duration
 
@@ -120,7 +132,10 @@ def _metavar(setting: Setting) -> str:
 
 
 def _remarks(setting: Setting) -> str:
-    """Return the default, and the variables besides `TASKFLOW_<SECTION>_<KEY>`, for help."""
+    """Return the default and the further variables, for help.
+
+    Further ones are those besides `TASKFLOW_<SECTION>_<KEY>`.
+    """
     default = ",".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
     default = default.lower() if isinstance(setting.default, bool) else default
     remarks = [f"default: {default}"] if setting.default not in (None, "", ()) else []
@@ -130,12 +145,14 @@ def _remarks(setting: Setting) -> str:
 
 
 def _name(key: str) -> str:
-    """Return what a setting is called among a command's arguments."""
     return "setting_" + key.replace(".", "_")
 
 
 def load_config(arguments: Mapping[str, Any], base: Mapping[str, SourcedValue] | None = None) -> Config:
-    """Load the configuration from a command's arguments and the other sources; `base` is what the command presumes."""
+    """Load the configuration from a command's arguments and the other sources.
+
+    `base` has the command's own defaults.
+    """
     from nats_taskflow.config import load, settings
 
     flags = {setting.key: arguments[_name(setting.key)] for setting in settings() if arguments.get(_name(setting.key)) is not None}

@@ -1,4 +1,7 @@
-"""Print answers: tables for people, JSON for programs. Data goes to stdout, everything else to stderr."""
+"""Print answers: tables for people, JSON for programs.
+
+Data goes to stdout, everything else to stderr.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class Printer:
     def items(
         self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]], *, cursor: str | None = None, empty: str
     ) -> None:
-        """Print a list: a table with these columns, or the items as they came. `empty` is for a person where there is none."""
+        """Print a list: as a table with these columns, or the items as they came.
+
+        `empty` is the text for a person where there are none.
+        """
         if self.form == "json":
             click.echo(json.dumps({"items": list(items), "next_cursor": cursor}, ensure_ascii=False))
         elif self.form == "jsonl":
@@ -81,7 +87,7 @@ class Printer:
             click.echo(flat if (width := terminal_width()) is None else layout.cut(flat, width))
 
     def note(self, text: str) -> None:
-        """Tell a person something besides the data, on stderr."""
+        """Print a remark for a person, on stderr."""
         if self.for_people:
             click.echo(printable(text), err=True)
 
@@ -92,7 +98,10 @@ def terminal_width() -> int | None:
 
 
 def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> list[str]:
-    """Return a table's lines, coloured if wanted: as wide as the terminal, or as they need where there is none."""
+    """Return a table's lines, coloured if wanted.
+
+    They are as wide as the terminal, or as they need where there is none.
+    """
     cells = [[printable(show(item)) for show in columns.values()] for item in items]
     heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], cells, terminal_width())
     styled = [layout.GAP.join(cell if (style := _style(cell)) is None else paint(cell, **style) for cell in row) for row in rows]
@@ -100,13 +109,19 @@ def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callab
 
 
 def paint(text: str, **style: Any) -> str:
-    """Return text in a style, unless NO_COLOR or a dumb terminal forbids it; click drops it where there is no terminal."""
+    """Return text in a style, unless NO_COLOR or a dumb terminal forbids it.
+
+    click drops the style where there is no terminal.
+    """
     return text if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else click.style(text, **style)
 
 
 @contextmanager
 def progress(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Give what counts steps that are done; if `shown`, a person at a terminal sees a bar on stderr meanwhile."""
+    """Give a function that counts the steps done.
+
+    If `shown`, a person at a terminal sees a bar on stderr meanwhile.
+    """
     if not (shown and sys.stderr.isatty()):
         yield lambda _count: None
         return
@@ -119,7 +134,7 @@ def progress(title: str, total: int | None, *, shown: bool) -> Iterator[Callable
 
 
 def field_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
-    """Return values under each other, each behind its name. A value of several lines keeps them."""
+    """Return the lines of named values, aligned; a value of several lines keeps them."""
     width = max((len(name) for name, _ in fields), default=0)
     lines = []
     for name, value in fields:
@@ -130,7 +145,10 @@ def field_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Return text without what could steer a terminal: it may come from anybody. Lines stay lines."""
+    """Replace characters that could steer a terminal: text may come from anybody.
+
+    Line breaks stay.
+    """
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
@@ -145,7 +163,10 @@ def mark_flow(flow: Mapping[str, Any]) -> str:
 
 
 def short_id(flow_id: str) -> str:
-    """Return the end of an id, for a terminal: ids made at about the same time begin alike."""
+    """Return the end of an id for a terminal; elsewhere all of it.
+
+    Ids made at about the same time begin alike.
+    """
     return flow_id[-8:] if terminal_width() is not None else flow_id
 
 
@@ -168,17 +189,23 @@ def since(at: str | None, now: str | None = None) -> str:
 
 
 def format_time(at: str) -> str:
-    """Return a time in the one form that times have here: RFC 3339 in UTC, to the second."""
+    """Format a time as all times here: RFC 3339 in UTC, to the second."""
     return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def ago(at: str) -> str:
-    """Return a time and how long ago it was; the time alone where there is no terminal."""
+    """Return a time and how long ago it was.
+
+    Where there is no terminal, the time alone.
+    """
     return f"{format_time(at)} ({since(at)} ago)" if terminal_width() is not None else format_time(at)
 
 
 def until(at: str | None, now: str | None = None) -> str:
-    """Return how far ahead a time is, or that it is past; the time itself where there is no terminal."""
+    """Return how far ahead a time is, or by how much it is overdue.
+
+    Where there is no terminal, the time itself.
+    """
     if at is None:
         return "—"
     if terminal_width() is None:
@@ -206,10 +233,8 @@ def format_wait(wait: Json | None) -> str:
 
 
 def _moment(at: str | None) -> datetime:
-    """Read a time; None is now."""
     return datetime.now(UTC) if at is None else datetime.fromisoformat(at)
 
 
 def _style(cell: str) -> Json | None:
-    """Return the style of a cell, by its words."""
     return next((style for word, style in _STYLES.items() if word in cell.split()), None)

@@ -1,4 +1,7 @@
-"""What a command asks of whoever answers: a worker over NATS, as an operator or as an agent, or a database file."""
+"""The port of commands: what answers their questions.
+
+That is a worker over NATS, asked by an operator or an agent, or a database file.
+"""
 
 from __future__ import annotations
 

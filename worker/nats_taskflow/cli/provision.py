@@ -1,4 +1,7 @@
-"""`taskflow provision`: make the streams and consumers, so that the worker needs no permission for that."""
+"""`taskflow provision`: make the streams and consumers.
+
+The worker then needs no permission for that.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`taskflow reply TOPIC CORRELATION_ID [PAYLOAD]`: send the reply that a flow waits for."""
+"""`taskflow reply TOPIC CORRELATION_ID [PAYLOAD]`: send the reply for a flow."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
 
 
 def _read_payload(text: str | None) -> Any:
-    """Return the payload: JSON, or the text itself. Text that only begins like JSON is refused: a flow would go on with half an object."""
+    """Return the payload: JSON, or the text itself.
+
+    Text that only begins like JSON is refused: a flow would go on with half an object.
+    """
     if text is None:
         return None
     try:
@@ -75,7 +78,10 @@ def _read_payload(text: str | None) -> Any:
 
 
 def _reply_subject(session: OnlineSession, topic: str, correlation_id: str) -> str:
-    """Return the subject for a reply on a topic; that of a built-in topic ends with the correlation id."""
+    """Return the subject for a reply on a topic.
+
+    That of a built-in topic ends with the correlation id. Raises a usage error.
+    """
     from nats_taskflow.bus.nats.desired_topology import reply_bindings
     from nats_taskflow.errors import FlowError
 
@@ -86,7 +92,6 @@ def _reply_subject(session: OnlineSession, topic: str, correlation_id: str) -> s
 
 
 def _new_id() -> str:
-    """Return a random id."""
     import secrets
 
     return f"cli-{secrets.token_hex(12)}"

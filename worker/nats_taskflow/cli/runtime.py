@@ -24,9 +24,9 @@ four times as long.
 
 
 def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
-    """Run `main` to its end and return its exit code. Raises `Exhausted` where the system gives no more threads.
+    """Run `main` to its end and return its exit code.
 
-    `brief`: it ends before a faster loop would have been loaded.
+    Raises `Exhausted` where the system gives no more threads. `brief`: it ends before a faster loop would have been loaded.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what is imported by now stays for good: collections need not look through it
@@ -43,7 +43,7 @@ def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop where the extra `speed` is installed; None is the standard one."""
+    """Return uvloop's loop where it is installed (extra `speed`); None elsewhere."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop

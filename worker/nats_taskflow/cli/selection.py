@@ -1,4 +1,7 @@
-"""Say which flows are meant, by id or by a filter. Many are counted, and asked about, before anything is done to them."""
+"""Select flows by id or by a filter.
+
+Those of a filter are counted, and asked about, before anything is done to them.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,10 @@ def read_filter(arguments: Mapping[str, Any]) -> Json:
 
 
 async def find_flow_id(session: OperatorSession, part: str) -> str:
-    """Return the one flow id that begins or ends with `part`. Raises `CommandFailed` where there is none, or more than one."""
+    """Return the one flow id that begins or ends with `part`.
+
+    Raises `CommandFailed` where there is none, or more than one.
+    """
     if len(part) == _ID_LENGTH:
         return part
     if len(part) < _MIN_PART or not re.fullmatch(r"[0-9A-Fa-f-]+", part):
@@ -97,7 +103,10 @@ async def find_flow_ids(session: OperatorSession, parts: Sequence[str]) -> list[
 
 
 async def select_flows(session: OperatorSession, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the flows that are meant: those named, or those that match the filter and can be steered."""
+    """Return the ids of the flows to act on.
+
+    They are those named, or those that match the filter and can be steered.
+    """
     chosen = read_filter(arguments)
     if chosen and flows:
         raise click.UsageError("name flows, or say which with a filter: not both")
@@ -110,14 +119,20 @@ async def select_flows(session: OperatorSession, verb: str, flows: Sequence[str]
 
 
 def confirm_selection(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
-    """Ask whether to act on so many flows, unless they were named or --yes was said. Raises as `ask_to_confirm`."""
+    """Ask whether to act on so many flows; return the answer.
+
+    Does not ask where they were named or --yes was given. Raises as `ask_to_confirm` does.
+    """
     if arguments["yes"] or not read_filter(arguments) or count == 0:
         return True
     return ask_to_confirm(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
 
 
 def ask_to_confirm(verb: str, what: str, otherwise: str) -> bool:
-    """Ask a person whether to go on. Raises `Exit` on Ctrl-C and Ctrl-D, and without a terminal a usage error that says `otherwise`."""
+    """Ask a person whether to go on.
+
+    Raises `Exit` on Ctrl-C and Ctrl-D. Without a terminal raises a usage error that says `otherwise`.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.UsageError(f"{verb} would be done to {what}: {otherwise}")
     # The event loop stands still at the prompt. Its handler of Ctrl-C only asks the loop to end, which it could not do.

@@ -1,4 +1,7 @@
-"""Run what an operator's command asks: pick who answers, and turn what goes wrong into one line and an exit code."""
+"""Run an operator's command: choose who answers, and turn errors into exit codes.
+
+An error is one line on stderr.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ _PAGE = 1000
 
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
-    """Load the settings, open a session, and run `main`; its number, or what went wrong, is the exit code."""
+    """Load the settings, open a session, and run `main`.
+
+    Exits with the number that it returns, or with the code of what went wrong.
+    """
     from nats_taskflow.cli.light_imports import import_nats
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.lazy_log import configure_at_first_use
@@ -74,7 +80,10 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
 
 @asynccontextmanager
 async def open_session(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
-    """Open the database of `--db`, or else connect to a worker: as the agent of `--agent`, or as an operator."""
+    """Open the database of `--db`, or else connect to a worker.
+
+    With `--agent` the session asks as that agent, else as an operator.
+    """
     database, agent, session_id = (arguments.get(name) for name in ("database", "as_agent", "session_id"))
     if session_id is not None and agent is None:
         raise click.UsageError("--session goes with --agent")
@@ -96,7 +105,10 @@ async def open_session(config: Config, arguments: Mapping[str, Any], printer: Pr
 async def collect_pages(
     session: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]
 ) -> tuple[list[Json], str | None]:
-    """Collect up to `limit` items over as many pages as it takes; return them and the cursor of what follows."""
+    """Collect up to `limit` items over as many pages as it takes.
+
+    Returns them and the cursor of what follows.
+    """
     items: list[Json] = []
     cursor = fields.get("cursor")
     while True:

@@ -1,4 +1,7 @@
-"""`taskflow skill print|install`: what an LLM agent should know of flows, as coding agents read it (SKILL.md)."""
+"""`taskflow skill print|install`: what an LLM agent should know of flows.
+
+It has the form that coding agents read (SKILL.md).
+"""
 
 from __future__ import annotations
 

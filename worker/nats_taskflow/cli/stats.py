@@ -50,7 +50,10 @@ def figure_lines(stats: Json) -> list[tuple[str, str]]:
 
 
 def _largest_use(most: Json) -> str:
-    """Return whose flows take most of what the quotas bound; a worker of an older version does not say."""
+    """Return which agents use most of what the quotas bound.
+
+    A worker of an older version does not report that.
+    """
     units = {"open_flows": ("open flow", ""), "state_bytes": ("byte of state", "bytes of state")}
     uses = (f"{counted(use['used'], *units[quota])} ({use['agent']})" for quota, use in most.items() if quota in units)
     return " · ".join(uses) or "none"

@@ -1,4 +1,7 @@
-"""Make stdin, stdout and stderr safe for a command: they may be closed, full, of a narrow encoding, or read by nobody any more."""
+"""Make stdin, stdout and stderr safe for a command.
+
+They may be closed, full, of a narrow encoding, or read by nobody any more.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _ESCAPES = "taskflow-escapes"
 
 
 class NotWritten(Exception):
-    """Stdout cannot be written. No `OSError`: click would handle a broken pipe itself, and leave what is buffered to Python."""
+    """Stdout cannot be written.
+
+    No `OSError`: click would handle a broken pipe itself, and leave what is buffered to Python.
+    """
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror)
@@ -29,7 +35,7 @@ class NotWritten(Exception):
 
 
 class _Stdout(io.FileIO):
-    """Stdout, with an error of its own, unlike that of any other file."""
+    """Stdout, which raises `NotWritten` instead of an `OSError` like any other file's."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write. Raises `NotWritten`."""
@@ -40,10 +46,13 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.FileIO):
-    """Stderr, whose own errors nobody can be told of: the exit code is that of the command."""
+    """Stderr, which ignores its own errors: nobody could be told of them.
+
+    The exit code is that of the command.
+    """
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or pretend to."""
+        """Write, or pretend to have written."""
         try:
             return super().write(data)
         except OSError:
@@ -51,7 +60,10 @@ class _Stderr(io.FileIO):
 
 
 def run_and_exit(command: Callable[[], None]) -> NoReturn:
-    """Run the command line and exit, with the right code also where its output could not be written."""
+    """Run the command line and exit.
+
+    The exit code is right also where the output could not be written.
+    """
     codecs.register_error(_ESCAPES, _escaped)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115  for the whole run
     sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
@@ -64,14 +76,17 @@ def run_and_exit(command: Callable[[], None]) -> NoReturn:
     except NotWritten as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at the exit Python tries to write what is left
         if error.reader_gone:
-            sys.exit(FAILED)  # whoever read it has seen enough
+            sys.exit(FAILED)  # the reader closed the pipe
         sys.stderr.write(f"taskflow: the output cannot be written: {error}\n")
         sys.exit(IO_ERROR)
     sys.exit(0)
 
 
 def _text(raw: io.FileIO, previous: TextIO | None) -> io.TextIOWrapper:
-    """Return a text stream over a file, in the encoding of the previous one; other characters are escaped."""
+    """Return a text stream over a file, in the encoding of the previous stream.
+
+    Characters that it does not have are escaped.
+    """
     encoding = getattr(previous, "encoding", None) or locale.getpreferredencoding(do_setlocale=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=_ESCAPES, line_buffering=raw.fileno() != 1 or raw.isatty())
 

@@ -27,7 +27,7 @@ def top(*, interval: float, count: int | None, **arguments: Any) -> None:
     """Watch the worker: figures and the longest waits. Ctrl-C ends."""
 
     async def main(session: OperatorSession, _printer: Printer) -> None:
-        """Look again and again."""
+        """Print the figures again and again."""
         import asyncio
 
         looks = count if count is not None else (_ENDLESS if sys.stdout.isatty() else 1)
@@ -43,7 +43,10 @@ def top(*, interval: float, count: int | None, **arguments: Any) -> None:
 
 @contextlib.contextmanager
 def _alternate_screen(*, on: bool) -> Iterator[str]:
-    """Use the terminal's alternate screen meanwhile; gives what clears it before each look."""
+    """Use the terminal's alternate screen meanwhile.
+
+    Gives what clears the screen before each update.
+    """
     if not on:
         yield ""
         return

@@ -1,4 +1,4 @@
-"""Judge a worker by its figures: one table for `taskflow check` and `taskflow doctor`."""
+"""Judge a worker by its figures, for `taskflow check` and `taskflow doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from nats_taskflow.text import counted
 
 
 class Verdict(NamedTuple):
-    """What `taskflow doctor` finds. `level`: ok, warn or fail. `fix`: what to do, empty where all is well."""
+    """A finding of `taskflow doctor`.
+
+    `level`: ok, warn or fail. `fix`: what to do, empty where all is well.
+    """
 
     name: str
     level: str
@@ -19,7 +22,10 @@ class Verdict(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure of `stats` that should be small: a warning from `warning` on, critical from `critical` on."""
+    """A figure of `stats` that should be small.
+
+    It is a warning from `warning` on, critical from `critical` on.
+    """
 
     name: str
     value: Callable[[Json], int]

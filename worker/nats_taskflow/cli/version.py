@@ -1,4 +1,4 @@
-"""`taskflow version`: the program's version, and those of the parts that matter in a bug report."""
+"""`taskflow version`: the program's version, and others for a bug report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep a command running: look again every few seconds, or follow a flow until it ends."""
+"""Keep a command running: repeat it, or follow a flow until it ends."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ def watch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def repeat(look: Callable[[OperatorSession, Printer], Awaitable[None]], seconds: float | None, count: int | None) -> Main:
-    """Return what looks once, or again every so many seconds. On a terminal each look replaces the one before."""
+    """Return a command that runs `look` once, or every so many seconds.
+
+    On a terminal each output replaces the one before.
+    """
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Look as often as wanted."""
+        """Run `look` as often as was asked for."""
         import asyncio
 
         looks = 1 if seconds is None else count or 2**62

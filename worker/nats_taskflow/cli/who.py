@@ -1,4 +1,7 @@
-"""`taskflow who TOPIC [CORRELATION_ID]`: who waits for a reply, and which replies are held for it."""
+"""`taskflow who TOPIC [CORRELATION_ID]`: who waits for a reply.
+
+It also shows which replies are held for it.
+"""
 
 from __future__ import annotations
 

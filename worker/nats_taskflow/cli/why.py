@@ -1,4 +1,4 @@
-"""`taskflow why FLOW`: why a flow is where it is, in sentences, with commands to copy."""
+"""`taskflow why FLOW`: explain a flow in sentences, with commands to copy."""
 
 from __future__ import annotations
 

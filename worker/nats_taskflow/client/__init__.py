@@ -1,4 +1,4 @@
-"""The agents' side: clients, agents and delegates that speak CONTRACT.md over NATS.
+"""The agents' side: clients, agents and delegates that speak CONTRACT.md on NATS.
 
     async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate") as flows:
         flow = await flows.start(controller_id="kate/inbox", goal="triage the inbox")
@@ -6,11 +6,11 @@
         print((await flow.resumed()).payload)
         await flow.finish({"paid": True})
 
-It has to load fast, so that it may import the base level, `flow`, `wire` and, once it connects, the light half of `bus.nats` (`options`,
-`dial`, `client`, `denials`, `pull_protocol`); nothing of the worker. Begin with `flows` and `flow`, what an agent holds in its hands.
-`session` is what both stand on, `commands` how a command gets its outcome, `transport` the port that `nats` and `nats_reader` fill.
-`wait_for_resume` and `live_events` hear of one flow, `agent` handles the events of all (`flow_queues` keep their order, `command_ids` make
-its commands idempotent), `delegate` answers requests (`answer_cache` across processes), `sync` is for scripts, `mcp` for LLM agents.
+It has to load fast. So it may import the base level, `flow`, `wire` and, once it connects, the light half of `bus.nats` (`options`,
+`dial`, `client`, `denials`, `pull_protocol`), but nothing of the worker. Begin with `flows` and `flow`, which an agent uses directly.
+`session` is the base of both, `commands` gets a command's outcome, `transport` is the port that `nats` and `nats_reader` implement.
+`wait_for_resume` and `live_events` follow one flow. `agent` handles the events of all (`flow_queues` keep their order, `command_ids` make
+its commands idempotent). `delegate` answers requests (`answer_cache` across processes), `sync` is for scripts, `mcp` for LLM agents.
 """
 
 from __future__ import annotations

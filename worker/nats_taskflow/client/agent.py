@@ -71,7 +71,10 @@ class LoopEnd:
         self._queues = queues
 
     def __await__(self) -> Generator[Any, None, None]:
-        """Wait for it. Raises `RuntimeError` in a handler, for which the end waits itself."""
+        """Wait for the end.
+
+        Raises `RuntimeError` in a handler, for which the end itself waits.
+        """
         if self._queues is not None and asyncio.current_task() in self._queues.tasks:
             raise RuntimeError("a handler cannot wait for the end of its own loop: call agent.stop() without await")
         yield from self._ended.wait().__await__()
@@ -135,10 +138,10 @@ class Agent:
         return add
 
     async def run(self, *, stop_on: Iterable[signal.Signals] = (), grace: Length | None = None) -> None:
-        """Handle events until stopped (then it returns), or cancelled (then it is as if killed).
+        """Handle events until stopped: then it returns.
 
-        `stop_on`: signals that stop it with this `grace`; the second one at once. Raises `Forbidden` where the credentials may not read
-        the consumer, `Lost` without connection, `RuntimeError` when it runs already.
+        Cancelling it is as a kill. `stop_on`: signals that stop it with this `grace`; the second one at once. Raises `Forbidden` where the
+        credentials may not read the consumer, `Lost` without connection, `RuntimeError` when it runs already.
         """
         if not self._ended.is_set():
             raise RuntimeError(f"the loop {self.name} runs already")
@@ -156,10 +159,11 @@ class Agent:
             self._ended.set()
 
     def stop(self, grace: Length | None = None) -> LoopEnd:
-        """Have `run` return in good order. Await the result to wait for the loop's end.
+        """Stop in good order: `run` returns when the running handlers have ended.
 
-        Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
-        only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is called before or after.
+        Await the result to wait for the loop's end. Handlers that run have `grace` (None: as long as they take) before they are cancelled;
+        their events then come again. A repeat may only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is
+        called before or after.
         """
         if grace is not None:
             asyncio.get_running_loop().call_later(length(grace).total_seconds(), self._late.set)
@@ -220,7 +224,10 @@ class Agent:
             await delivery.ack()
 
     async def _handle(self, flows: FlowClient, event: Event) -> None:
-        """Call the handlers of one event, in the order in which they were added. Raises `RetryLater` where one failed."""
+        """Call the handlers of one event, in the order in which they were added.
+
+        Raises `RetryLater` where one failed.
+        """
         token = CURRENT.set(CommandIds(event, self.name))
         before = self._failing.pop(event.id, None)
         try:

@@ -35,7 +35,7 @@ class AnswerCache:
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
     async def answer(self, request: DelegateCall, work: Callable[[DelegateCall], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
-        """Return the earlier answer, or make one with `work` and keep it before anybody hears of it.
+        """Return the earlier answer, or make one with `work` and store it first.
 
         While the bucket cannot be read, `work` is not called: it may have been called before. Raises `NotPermitted`, `Lost`.
         """
@@ -64,7 +64,10 @@ class AnswerCache:
                 return None
 
     async def _keep(self, key: str, answer: DelegateAnswer) -> None:
-        """Keep an answer. Where the bucket refuses it, the caller gets it all the same, and a repeat runs the handler again."""
+        """Store an answer, trying until it is stored or refused.
+
+        Where the bucket refuses it, the caller gets it all the same, and a repeat runs the handler again.
+        """
         backoff = Backoff(0.1, 10.0)
         while True:
             try:

@@ -6,7 +6,10 @@ import random
 
 
 class Backoff:
-    """Delays in seconds: from `first`, doubling up to `last`, each shortened by up to half at random."""
+    """Retry delays in seconds, doubling from `first` up to `last`.
+
+    Each is shortened by up to half, at random.
+    """
 
     def __init__(self, first: float = 0.05, last: float = 2.0) -> None:
         self._first = first

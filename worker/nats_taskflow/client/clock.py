@@ -10,7 +10,6 @@ Now = Callable[[], datetime]
 
 
 def _system_time() -> datetime:
-    """Return the machine's time."""
     return datetime.now(UTC)
 
 

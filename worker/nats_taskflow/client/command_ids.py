@@ -14,10 +14,10 @@ from nats_taskflow.client.events import Event
 
 
 class CommandIds:
-    """The ids of one run of a handler: `<flow>-<seq>-<n>-<verb>-<loop>`, at most 64 characters of `A-Z a-z 0-9 _ -`.
+    """The command ids of one run of a handler: `<flow>-<seq>-<n>-<verb>-<loop>`.
 
-    The verb is in them, so that a handler that decides otherwise in its second run does not get another verb's outcome. `loop` tells
-    agents apart that handle the same events.
+    At most 64 characters of `A-Z a-z 0-9 _ -`. With the verb in it, a handler that decides otherwise in its second run does not get another
+    verb's outcome. `loop` tells agents apart that handle the same events.
     """
 
     def __init__(self, event: Event, loop: str) -> None:
@@ -36,6 +36,9 @@ CURRENT: ContextVar[CommandIds | None] = ContextVar("nats_taskflow.client.comman
 
 
 def new_id(verb: str) -> tuple[str, bool]:
-    """Return the next command's id, and whether a second run of the handler would make it again."""
+    """Return the next command's id, and whether it is repeatable.
+
+    It is where a second run of the handler would make the same id again.
+    """
     ids = CURRENT.get()
     return (token_hex(16), False) if ids is None else (ids.next(verb), True)

@@ -46,7 +46,7 @@ _SHAPES = COMMANDS | QUERIES
 
 
 class CommandOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a command that took effect, or had taken effect before. `flow` is the flow then."""
+    """The outcome of a command that took effect, now or before, and its flow then."""
 
     outcome: str
     flow: FlowShown
@@ -69,7 +69,10 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 class CommandSender:
-    """Sends one agent's commands and queries through either door. `patience`: seconds that each is tried for."""
+    """Sends one agent's commands and queries through either door.
+
+    `patience`: seconds that each is tried for.
+    """
 
     def __init__(self, transport: Transport, subjects: Subjects, agent: str, *, patience: float) -> None:
         self.transport = transport
@@ -108,7 +111,10 @@ class CommandSender:
             return read_outcome(await self.query("outcome", {"command_id": command_id}))
 
     async def query(self, verb: str, fields: dict[str, Any]) -> bytes:
-        """Return the answer to a query. Raises the refusal, or `Unavailable` when nobody answers within `patience`."""
+        """Return the answer to a query.
+
+        Raises the refusal, or `Unavailable` when nobody answers within `patience`.
+        """
         body = request_body(verb, fields)
         try:
             async with asyncio.timeout(self.patience):
@@ -120,7 +126,10 @@ class CommandSender:
         return answer
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> PublishReceipt:
-        """Publish to a stream until it has the message. Raises `Unavailable` after `patience`, `Forbidden`."""
+        """Publish to a stream until it has the message.
+
+        Raises `Unavailable` after `patience`, `Forbidden`.
+        """
         reasons: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
@@ -133,7 +142,7 @@ class CommandSender:
             raise Unavailable(message, event_id=msg_id) from late
 
     async def _send_durable(self, verb: str, body: bytes, command_id: str) -> bytes:
-        """Store the command, then wait for its outcome, then ask for it. Raises `NoOutcome`."""
+        """Store the command, then wait and ask for its outcome. Raises `NoOutcome`."""
         accepted = False
         reasons: list[str] = []
         try:
@@ -160,7 +169,7 @@ class CommandSender:
             raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, reasons: list[str]) -> PublishReceipt:
-        """Publish until the stream has it; `reasons` collects why it has not yet. Raises `Forbidden`."""
+        """Publish until the stream has it, collecting `reasons`. Raises `Forbidden`."""
         backoff = Backoff()
         while True:
             try:
@@ -172,7 +181,10 @@ class CommandSender:
                 raise Forbidden(str(denied), subject=subject) from denied
 
     async def _wait_for_outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
-        """Return what comes to the inbox; after `listen` seconds ask as well, ever less often."""
+        """Return what comes to the inbox; ask for it too when it is late.
+
+        It asks after `listen` seconds, and then ever less often.
+        """
         backoff = Backoff(0.2, 5.0)
         query = msgspec.json.encode({"command_id": command_id})
         while True:
@@ -188,7 +200,10 @@ class CommandSender:
             listen = backoff.next()
 
     async def _ask(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
-        """Ask on `api` until there is an answer, at most `tries` times (0: for ever). Raises the refusal where it is one."""
+        """Ask on `api` until there is an answer, at most `tries` times (0: for ever).
+
+        Raises the refusal where it is one.
+        """
         subject = self.subjects.api(self.agent, verb)
         backoff = Backoff()
         while True:
@@ -210,7 +225,7 @@ class CommandSender:
 
     @contextmanager
     def _outcome_address(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
-        """Give an address for one outcome, and the future that resolves with it."""
+        """Yield an address for one outcome, and the future that resolves with it."""
         assert self._inbox is not None, "the sender is not open"
         token = token_hex(8)
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -222,14 +237,16 @@ class CommandSender:
             outcome.cancel()
 
     def _on_outcome(self, message: TransportMessage) -> None:
-        """Resolve the future that waits for this outcome."""
         outcome = self._awaited.get(message.subject.rpartition(".")[2])
         if outcome is not None and not outcome.done():
             outcome.set_result(message.body)
 
 
 def request_body(verb: str, fields: dict[str, Any]) -> bytes:
-    """Return a request's body, checked against limits and schema before it costs a round trip. Raises the refusal."""
+    """Encode a request, checked against limits and schema.
+
+    That costs no round trip. Raises the refusal.
+    """
     if verb not in _SHAPES:
         raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
     body = encode_json({name: value for name, value in fields.items() if value is not None})
@@ -245,7 +262,7 @@ def request_body(verb: str, fields: dict[str, Any]) -> bytes:
 
 @cache
 def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
-    """Build a verb's decoder at first use: a script needs a few of them, and should start soon."""
+    """Build a verb's decoder at first use: a script needs few, and should start soon."""
     return msgspec.json.Decoder(_SHAPES[verb])
 
 
@@ -271,7 +288,6 @@ def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOut
 
 
 def _refusal(body: bytes) -> FlowError:
-    """Decode a refusal."""
     answer = _ANSWER.decode(body)
     assert answer.error is not UNSET, "a refusal has an error"
     return error_of(answer.error.code, answer.error.message, answer.error.details)

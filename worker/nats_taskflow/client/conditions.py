@@ -1,8 +1,8 @@
-"""Spell what a flow can wait for (SEMANTICS 3).
+"""Build the conditions that a flow can wait for (SEMANTICS 3).
 
-Each function returns a condition for `flow.wait`, or for `any_of`, `all_of` and `at_least`. Everything but a timer takes an end: `timeout`,
-a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware datetime; and `on_timeout`: `resume` (run on, with
-`{"timed_out": True}`), `fail` or `cancel`.
+Each function returns a condition for `flow.wait`, or for `any_of`, `all_of` and `at_least`. Every condition but a timer can have an end:
+`timeout`, a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware datetime. `on_timeout` says what happens then:
+`resume` (run on, with `{"timed_out": True}`), `fail` or `cancel`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def reply(
     deadline: datetime | None = None,
     on_timeout: OnTimeout = "resume",
 ) -> Condition:
-    """Wait for a reply to exactly (topic, correlation id); None: the worker makes an id that nobody can guess. `accept`: a JSON Schema."""
+    """Wait for a reply to exactly (topic, correlation id).
+
+    None: the worker makes an id that nobody can guess. `accept`: a JSON Schema of the payload.
+    """
     condition: Condition = {"kind": "external_event", "topic": topic, "correlation_id": correlation_id, "accept": accept}
     if mode != "one":
         condition["mode"] = mode
@@ -37,7 +40,10 @@ def reply(
 
 
 def timer(at: datetime | Length) -> Condition:
-    """Wait until `at`: an aware datetime, or a duration from the parking. Raises `InvalidRequest` for anything else."""
+    """Wait until `at`: an aware datetime, or a duration from the parking.
+
+    Raises `InvalidRequest` for anything else.
+    """
     if isinstance(at, datetime):
         return {"kind": "timer", "at": _instant(at, "/wait_condition/at")}
     return {"kind": "timer", "after": _spell(at, "/wait_condition/after")}
@@ -51,7 +57,10 @@ def manual(
     deadline: datetime | None = None,
     on_timeout: OnTimeout = "resume",
 ) -> Condition:
-    """Wait for somebody's `resume`; `prompt` says who is to do what, `name` tells several of them in one wait apart."""
+    """Wait for somebody's `resume`.
+
+    `prompt` says who is to do what. `name` tells several of them in one wait apart.
+    """
     return _bounded({"kind": "manual", "prompt": prompt, "name": name}, timeout, deadline, on_timeout)
 
 
@@ -82,12 +91,18 @@ def at_least(
 
 
 def length(duration: Length) -> timedelta:
-    """Return a duration. Raises `InvalidRequest` for what is none, a bare number too: of what?"""
+    """Parse a duration.
+
+    Raises `InvalidRequest` for anything else. That includes a bare number, which has no unit.
+    """
     return timedelta(microseconds=parse_duration(_spell(duration, "/timeout")))
 
 
 def _spell(duration: Length, path: str) -> str:
-    """Return a duration as the worker reads it. Raises `InvalidRequest` for what is none."""
+    """Write a duration as the worker reads it.
+
+    Raises `InvalidRequest` for anything else.
+    """
     try:
         if isinstance(duration, timedelta):
             return format_duration(duration // timedelta(microseconds=1))
@@ -99,7 +114,10 @@ def _spell(duration: Length, path: str) -> str:
 
 
 def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTimeout) -> Condition:
-    """Return the fields that end a wait. Raises `InvalidRequest` where they cannot be right."""
+    """Return the fields that end a wait.
+
+    Raises `InvalidRequest` for a timeout that is no duration, and for a deadline without an offset.
+    """
     fields: Condition = {}
     if timeout is not None:
         fields["timeout"] = _spell(timeout, "/timeout")
@@ -111,12 +129,10 @@ def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTime
 
 
 def _bounded(condition: Condition, *end: Any) -> Condition:
-    """Return a condition with its end, without what was not given."""
     return {name: value for name, value in condition.items() if value is not None} | bounds(*end)
 
 
 def _instant(at: datetime, path: str) -> str:
-    """Write a time. Raises `InvalidRequest` for one without an offset."""
     if at.tzinfo is None:
         raise InvalidRequest("a time without an offset is ambiguous: give an aware datetime", path=path)
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

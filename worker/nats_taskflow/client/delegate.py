@@ -135,7 +135,10 @@ class Delegate:
             self._busy.discard(task)
 
     async def _run_once(self, request: DelegateCall) -> DelegateAnswer | None:
-        """Return the answer, made once for each id; None where nobody wants one any more."""
+        """Return the answer, made once for each request id.
+
+        None where nobody wants one any more.
+        """
         run = self._runs.get(request.id) if request.id is not None else None
         if run is None:
             run = asyncio.ensure_future(self._run(request))
@@ -155,7 +158,10 @@ class Delegate:
                 del self._runs[name]
 
     async def _run(self, request: DelegateCall) -> DelegateAnswer | None:
-        """Return the answer within the deadline. Raises `NotPermitted` or `Lost` where the bucket cannot be used any more."""
+        """Return the answer within the deadline.
+
+        Raises `NotPermitted` or `Lost` where the bucket cannot be used any more.
+        """
         key = (request.flow_id or "", request.correlation_id or "")
         if key in self._cancelled:
             _log.info("request %s was cancelled before it came", request.id)
@@ -212,9 +218,12 @@ class Delegate:
             run.cancel()
 
     async def _send(self, request: DelegateCall, subject: str, answer: DelegateAnswer) -> None:
-        """Send an answer: to a flow through the stream, until it is stored; to anybody else as a plain response."""
+        """Send an answer.
+
+        To a flow it goes through the stream, until it is stored. Anybody else gets a plain response.
+        """
         if not subject:
-            return  # nobody wants to know
+            return  # no reply subject
         if request.flow_id is None:
             await self._respond(subject, answer)
             return
@@ -261,15 +270,15 @@ def serve_delegate(
     grace: float = 10.0,
     **options: Any,
 ) -> Delegate:
-    """Answer requests on `subject` with what `handler` returns (a JSON value, or bytes), as an async context manager.
+    """Answer requests on `subject` with what `handler` returns.
 
-    `handler` raises `DelegateError` to answer with an error; any other exception becomes code 500. `on`: a URL, a context of the `nats`
-    CLI, a nats-py client, an open `FlowClient` or a `Transport`; None: as the settings say; `options` as for `FlowClient.connect`.
-    Instances with the same `queue` (the subject by default) share the requests. `cancel_on`: the subject that flows name in `cancel_to`: a
-    notice cancels the handler of its request. `remember`: how many answers are kept for repeats, in this process; `memory`: a key-value
-    bucket of NATS that keeps them for all instances and later processes, made where it is missing. `grace`: seconds that what is in hand
-    gets at the end. Requests run side by side. An answer that is too large for a flow or for the broker becomes error 413. Raises
-    `InvalidRequest` for a subject that is none, `TypeError` for a handler that is not async or does not take one argument;
-    `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
+    Use it as an async context manager. `handler` returns a JSON value, or bytes. It raises `DelegateError` to answer with an error; any
+    other exception becomes code 500. `on`: a URL, a context of the `nats` CLI, a nats-py client, an open `FlowClient` or a `Transport`;
+    None: as the settings say; `options` as for `FlowClient.connect`. Instances with the same `queue` (the subject by default) share the
+    requests. `cancel_on`: the subject that flows name in `cancel_to`: a notice cancels the handler of its request. `remember`: how many
+    answers are kept for repeats, in this process. `memory`: a key-value bucket of NATS that keeps them for all instances and later
+    processes, made where it is missing. `grace`: seconds that running requests get at the end. Requests run side by side. An answer that is
+    too large for a flow or for the broker becomes error 413. Raises `InvalidRequest` for a subject that is none, `TypeError` for a handler
+    that is not async or does not take one argument; `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
     """
     return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, memory=memory, grace=grace, **options)

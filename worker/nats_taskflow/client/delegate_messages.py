@@ -90,25 +90,37 @@ def read_request(message: TransportMessage) -> DelegateCall:
 
 
 def reply_subject(message: TransportMessage) -> str:
-    """Return where the answer goes: the reply subject, or what a header says where the request came through a stream."""
+    """Return where the answer goes, or "".
+
+    That is the reply subject, or the subject in a header where the request came through a stream.
+    """
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
 def write_answer(value: Any, request: DelegateCall) -> DelegateAnswer:
-    """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
+    """Encode an answer: bytes as they are, anything else as JSON.
+
+    Raises `TypeError` for what JSON does not have.
+    """
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
     return DelegateAnswer(body, _reply_headers(request))
 
 
 def write_error(error: DelegateError, request: DelegateCall) -> DelegateAnswer:
-    """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
+    """Encode an error as NATS micro services do (ADR-32).
+
+    The body is the payload that the flow will see.
+    """
     headers = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     return DelegateAnswer(body, {**_reply_headers(request), **headers})
 
 
 def answer_flaw(answer: DelegateAnswer, request: DelegateCall, max_payload: int) -> str:
-    """Return why an answer cannot reach the caller, or "". The worker buries a reply beyond its limits, and tells nobody here."""
+    """Return why an answer cannot reach the caller, or "".
+
+    The worker dead-letters a reply beyond its limits, and this process would never know.
+    """
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:
         return f"the answer has {len(answer.body)} bytes; the broker takes {max_payload}"
@@ -123,7 +135,10 @@ def answer_flaw(answer: DelegateAnswer, request: DelegateCall, max_payload: int)
 
 
 def _reply_headers(request: DelegateCall) -> dict[str, str]:
-    """Return the headers of the answer: the correlation id finds the flow on every reply topic, the trace goes on."""
+    """Return the headers of the answer.
+
+    With the correlation id it finds the flow on every reply topic; `traceparent` continues the trace.
+    """
     headers = {} if request.correlation_id is None else {CORRELATION_ID: request.correlation_id}
     return headers if request.trace is None else {**headers, TRACEPARENT: request.trace}
 

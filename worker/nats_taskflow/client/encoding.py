@@ -14,7 +14,10 @@ _UNWRITABLE = (TypeError, ValueError, RecursionError)
 
 
 def encode_json(fields: dict[str, Any]) -> bytes:
-    """Return the fields as JSON. Raises `InvalidRequest` with the path of a value that JSON cannot hold."""
+    """Return the fields as JSON.
+
+    Raises `InvalidRequest` with the path of a value that JSON cannot hold.
+    """
     try:
         return msgspec.json.encode(fields)
     except _UNWRITABLE as bad:
@@ -24,7 +27,10 @@ def encode_json(fields: dict[str, Any]) -> bytes:
 
 
 def _place_of_unwritable(value: Any) -> list[str | int]:
-    """Return the path to the innermost value that cannot be encoded, as far down as a body may nest."""
+    """Return the path to the innermost value that cannot be encoded.
+
+    It goes no deeper than a body may nest.
+    """
     way: list[str | int] = []
     while len(way) < MAX_DEPTH:
         below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()

@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 FlowRefused = FlowError
-"""What every refusal is: the worker's own class, so that code over NATS and code beside a `FlowManager` catch the same."""
+"""The base class of refusals. It is the worker's own, so that code over NATS and code with a `FlowManager` catch the same class."""
 
 BY_CODE: dict[str, type[FlowError]] = {
     "invalid_request": InvalidRequest,
@@ -130,7 +130,10 @@ class FlowEnded(Exception):
 
 
 def error_of(code: str, message: str, details: dict[str, Any]) -> FlowError:
-    """Return the exception for a refusal on the wire. An unknown code becomes `Internal` and stays in `details`."""
+    """Return the exception for a refusal on the wire.
+
+    An unknown code becomes `Internal` and stays in `details`.
+    """
     if code not in BY_CODE:
         return Internal(message, **{**details, "code": code})
     return errors.error_of(code, message, details)

@@ -17,7 +17,10 @@ _FLOWS_REMEMBERED = 100_000
 
 
 class _EventData(msgspec.Struct):
-    """The event's data. `kind` and the statuses are text: a newer worker may have more of them."""
+    """The event's data.
+
+    `kind` and the statuses are text: a newer worker may have more of them.
+    """
 
     kind: str
     revision: int
@@ -96,15 +99,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reply(self) -> Any:
-        """What a `resumed` event brought: the payload of the reply, `{"timed_out": True}`, the patch of a person; None for a timer.
+        """What a `resumed` event brought.
 
-        For composite waits an object keyed by the number of the leaf, `{"0": …}`.
+        The payload of the reply, `{"timed_out": True}`, or the patch of a person; None for a timer. For composite waits an object keyed by
+        the number of the leaf, `{"0": …}`.
         """
         return read_resume(self.payload, self.revision).payload
 
     @property
     def resumed(self) -> Resumed | None:
-        """What made the flow run again, as `flow.resumed()` returns it; None for an event of another kind."""
+        """What made the flow run again, as `flow.resumed()` has it; None for other kinds."""
         return read_resume(self.payload, self.revision) if self.kind == "resumed" else None
 
     @property
@@ -129,7 +133,10 @@ def read_resume(payload: dict[str, Any], revision: int) -> Resumed:
 
 
 def check_kinds(names: Iterable[str]) -> frozenset[str]:
-    """Return the named kinds of events. Raises `InvalidRequest` for one that does not exist: it would never come."""
+    """Return the named kinds of events.
+
+    Raises `InvalidRequest` for one that does not exist: it would never come.
+    """
     kinds = frozenset({names} if isinstance(names, str) else names)
     for kind in kinds:
         if kind not in set(EventKind):
@@ -185,7 +192,7 @@ class EventDedupe:
         return event.seq <= self._high.get(event.flow_id, 0)
 
     def add(self, event: Event) -> None:
-        """Note the event as seen."""
+        """Record the event as seen."""
         self._high.pop(event.flow_id, None)
         self._high[event.flow_id] = event.seq
         if len(self._high) > self._most:

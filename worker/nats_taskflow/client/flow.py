@@ -39,7 +39,7 @@ class FlowHandle:
 
     @property
     def status(self) -> str:
-        """`created`, `running`, `waiting`, `finished`, `failed` or `cancelled`, when last seen."""
+        """`created`, `running`, `waiting`, `finished`, `failed` or `cancelled`: last seen."""
         return self.snapshot.status.value
 
     @property
@@ -64,7 +64,7 @@ class FlowHandle:
         return self.snapshot
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
-        """Let a flow that was started with `hold` run."""
+        """Start running a flow that was started with `hold`."""
         return (await self._send("run", {}, command_id, door, if_unchanged=if_unchanged)).flow
 
     @renamed_arguments(step="current_step")
@@ -77,14 +77,17 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """Merge `patch` into the state, key by key at the top level, and name the next step."""
+        """Merge `patch` into the state, key by key at the top level; name the next step."""
         fields = {"patch": patch, "current_step": current_step}
         return (await self._send("advance", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def wait(
         self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
-        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for its end."""
+        """Park on a condition.
+
+        `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for its end.
+        """
         return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged=if_unchanged)
 
     async def wait_reply(
@@ -100,9 +103,10 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> str:
-        """Park until a reply to (topic, correlation id) comes, and return the correlation id: give it to whoever is to reply.
+        """Park until a reply to (topic, correlation id) comes; return the correlation id.
 
-        Without one the worker makes an id that nobody can guess. A reply that came before is taken at once.
+        Give it to whoever is to reply. If you name none, the worker makes an id that nobody can guess. A reply that came before is taken at
+        once.
         """
         condition = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
         parked = await self.wait(condition, command_id=command_id, door=door, if_unchanged=if_unchanged)
@@ -147,9 +151,10 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """Send a request to whoever answers on the subject `to`, and park until the answer comes: one transaction.
+        """Send a request to the subject `to`, and park until the answer comes.
 
-        Any NATS responder can be the delegate. `payload` is a JSON value. `cancel_to` is told when the flow is cancelled meanwhile.
+        Both are one transaction. Any NATS responder can be the delegate. `payload` is a JSON value. If the flow is cancelled meanwhile, a
+        notice goes to `cancel_to`.
         """
         fields = {
             "to": to,
@@ -173,18 +178,21 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """End the wait, whatever it is for, and merge `patch`; with `leaf` answer only that manual part of a composite wait."""
+        """End the wait, whatever it is for, and merge `patch`.
+
+        With `leaf` answer only that manual part of a composite wait.
+        """
         fields = {"patch": patch, "reason": reason, "leaf": leaf}
         return (await self._send("resume", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def finish(
         self, final_state: Json | None = None, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
-        """End the flow well; `final_state` is merged first."""
+        """End the flow successfully; `final_state` is merged first."""
         return (await self._send("finish", {"final_state": final_state}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def fail(self, reason: str, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
-        """End the flow badly."""
+        """End the flow as failed, with a reason."""
         return (await self._send("fail", {"reason": reason}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def cancel(
@@ -197,7 +205,10 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """Cancel, with all child flows unless `cascade` is false; or `request` that the flow winds down."""
+        """Cancel the flow, with all child flows unless `cascade` is false.
+
+        With mode `request` only ask it to wind down.
+        """
         fields = {"reason": reason, "mode": mode, "cascade": None if cascade else False}
         return (await self._send("cancel", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
@@ -219,10 +230,10 @@ class FlowHandle:
         return step
 
     async def resumed(self, timeout: Length | None = None) -> Resumed:
-        """Wait until the flow runs again, and return what resumed it; the snapshot is then the present one.
+        """Wait until the flow runs again, and return what resumed it.
 
-        `timeout` bounds the waiting of this call, not the wait of the flow. Raises `TimeoutError` after it, `FlowEnded` when the flow
-        ended instead, `ValueError` for a flow that was not seen waiting.
+        The snapshot is then up to date. `timeout` bounds the waiting of this call, not the wait of the flow. Raises `TimeoutError` after
+        it, `FlowEnded` when the flow ended instead, `ValueError` for a flow that was not seen waiting.
         """
         if self._since is None and (await self.refresh()).wait is None:
             raise ValueError(f"flow {self.id} is {self.status}, not waiting: park it first")
@@ -234,10 +245,10 @@ class FlowHandle:
         return resume
 
     async def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
-        """Give the flow's events, from the first that is kept and then live, without a gap; ends after the one that ends the flow.
+        """Yield the flow's events, from the first that is kept and then live.
 
-        `after` skips events up to that `seq`. Where the credentials may not read the stream, they are heard live and read from the journal;
-        then `stream_seq` is 0.
+        There is no gap. It ends after the event that ends the flow. `after` skips events up to that `seq`. Where the credentials may not
+        read the stream, events are heard live and read from the journal; then `stream_seq` is 0.
         """
         try:
             async with aclosing(self.flows.events(flow_id=self.id)) as events:
@@ -255,19 +266,22 @@ class FlowHandle:
                         return
 
     def history(self) -> AsyncGenerator[EventShown, None]:
-        """Give the journal, oldest first."""
+        """Yield the journal, oldest entry first."""
         return self.flows.history(self.id)
 
     def steps(self) -> AsyncGenerator[StepShown, None]:
-        """Give the observed runs."""
+        """Yield the observed runs."""
         return self.flows.steps(self.id)
 
     async def waits(self) -> WaitShown | None:
-        """Return what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
+        """Return the flow's wait, and what has come so far; None when it does not wait."""
         return await anext(self.flows.waits(self.id), None)
 
     async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
-        """Send a command that parks. Note the revision behind which a resume counts: a held reply may have resumed it already."""
+        """Send a command that parks, and record the revision before the wait.
+
+        A resume counts from there: a held reply may have resumed the flow already.
+        """
         flow = (await self._send(verb, fields, command_id, door, if_unchanged=if_unchanged)).flow
         self._since = flow.revision if flow.wait is not None else flow.revision - 1
         return flow

@@ -17,7 +17,7 @@ from nats_taskflow.tasks import keep, repeat
 
 _EVENTS_REMEMBERED = 100_000
 _ACK_WAITS = 2
-"""This many ack waits after an event was due again, it has come, or it is no longer in the stream."""
+"""Ack waits after which an event that was due again has come, or is no longer in the stream."""
 _log = logging.getLogger("nats_taskflow.client.agent")
 
 
@@ -41,11 +41,11 @@ class _FlowQueue:
 
 
 class FlowQueues:
-    """The queues of one loop, one a flow; `async with` ends their tasks.
+    """The queues of one loop, one for each flow; `async with` ends their tasks.
 
-    `handle` raises `RetryLater` or nothing. Times are seconds. What failed goes back to the broker with a delay, from `first` doubling up
-    to `last`, and with it what came behind it in its queue: the next process would wait longer for deliveries that this one keeps in hand.
-    A queue is empty most of the time, and then forgotten.
+    `handle` raises `RetryLater` or nothing. Times are seconds. What failed goes back to the broker with a delay, doubling from `first` up
+    to `last`. What came behind it in its queue goes back too: the next process would wait longer for deliveries that this one keeps in
+    hand. A queue is empty most of the time, and then forgotten.
     """
 
     def __init__(self, handle: Callable[[Event], Awaitable[None]], alive_every: float, first: float, last: float) -> None:
@@ -76,10 +76,10 @@ class FlowQueues:
         return {queue.task for queue in self._queues.values() if queue.task is not None and not queue.task.done()}
 
     async def finish(self, late: asyncio.Event) -> None:
-        """Wait for the handlers that run, or cancel them when it is `late`. Nothing new begins, and nothing goes back to the broker.
+        """Wait for the handlers that run, or cancel them when it is `late`.
 
-        The next reader rewinds, and gets everything in order. A broker that still has our last pull request would deliver to us what
-        we give back.
+        Nothing new begins, and nothing goes back to the broker. The next reader rewinds, and gets everything in order. A broker that still
+        has our last pull request would deliver to us what we give back.
         """
         self._finishing = True
         over = asyncio.ensure_future(late.wait())
@@ -126,13 +126,19 @@ class FlowQueues:
             del self._queues[flow_id]
 
     def _remember(self, event: Event) -> None:
-        """Note a handled event, which may be delivered again. By its own id: a late one must not pass for a repeat."""
+        """Remember a handled event, which may be delivered again.
+
+        By its own id: a late one must not pass for a repeat.
+        """
         self._done[event.id] = None
         if len(self._done) > _EVENTS_REMEMBERED:
             del self._done[next(iter(self._done))]
 
     async def _give_back(self, queue: _FlowQueue, failed: Event) -> None:
-        """Give the whole queue back to the broker: the failed event first, so that it comes first."""
+        """Return the whole queue to the broker, beginning with the failed event.
+
+        So it is delivered first again.
+        """
         queue.blocked, queue.tries = failed.seq, queue.tries + 1
         delay = self._delay(queue.tries)
         queue.given_up = asyncio.get_running_loop().time() + delay + _ACK_WAITS * 3 * self._alive_every
@@ -141,11 +147,13 @@ class FlowQueues:
             await delivery.nak(delay)
 
     def _delay(self, tries: int) -> float:
-        """Return the delay after `tries` failures."""
         return min(self._first * 2.0 ** min(tries - 1, 30), self._last)
 
     async def _keep_alive(self) -> None:
-        """Tell the broker that we still work on what is in hand. An idle agent sleeps."""
+        """Reset the broker's redelivery timers of what is in hand.
+
+        An idle agent sleeps.
+        """
         await self._in_hand.wait()
         await asyncio.sleep(self._alive_every)
         if not any(queue.waiting for queue in self._queues.values()):

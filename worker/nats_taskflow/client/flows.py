@@ -72,7 +72,10 @@ class FlowClient(Session):
                 await flows.close()
 
     def in_session(self, session: str) -> FlowClient:
-        """Return the same client for another session of the same agent; it is open as long as this one is."""
+        """Return the same client for another session of the same agent.
+
+        It is open as long as this one is.
+        """
         client = copy(self)
         client.session = session
         return client
@@ -96,8 +99,8 @@ class FlowClient(Session):
     ) -> Flow:
         """Start a flow, and return it running (with `hold`: created, until `run`).
 
-        `controller_id` says whose code drives it (`kate/inbox-triage`), `goal` for people what it is for. With `idempotency_key` the flow
-        that was started with the same key before is returned. `parent`: the flow that this one is a child of.
+        `controller_id` says whose code drives it (`kate/inbox-triage`); `goal` says for people what it is for. With `idempotency_key` the
+        flow that was started with the same key before is returned. `parent`: the flow that this one is a child of.
         """
         fields = {
             "controller_id": controller_id,
@@ -129,10 +132,10 @@ class FlowClient(Session):
         until: str | None = None,
         goal: str | None = None,
     ) -> AsyncGenerator[Flow, None]:
-        """Give this agent's and session's flows, newest first; the next page is fetched when it is needed.
+        """Yield this agent's and session's flows, newest first.
 
-        `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal. `topic`, `correlation_id`: what a flow waits for.
-        `since`, `until`: when it last changed, a duration ago (`1h`) or an RFC 3339 time.
+        The next page is fetched when it is needed. `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal.
+        `topic`, `correlation_id`: what a flow waits for. `since`, `until`: when it last changed, a duration ago (`1h`) or an RFC 3339 time.
         """
         waits_for = {"topic": topic, "correlation_id": correlation_id}
         filters = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
@@ -143,7 +146,10 @@ class FlowClient(Session):
 
 @asynccontextmanager
 async def open_transport(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
-    """Give the transport to `where`. One that is opened here is closed at the end; one that exists stays open."""
+    """Open a transport to `where`.
+
+    One that is opened here is closed at the end; one that exists stays open.
+    """
     if options and not (where is None or isinstance(where, str)):
         raise TypeError(f"a connection that exists already takes no options: {', '.join(options)}")
     if isinstance(where, FlowClient):

@@ -11,7 +11,10 @@ from typing import Any
 
 
 def check_handler(handler: Callable[..., Any], where: str, *parameters: str) -> None:
-    """Raise `TypeError` unless the handler is an async function that takes these parameters by position; `where` names what it is for."""
+    """Raise `TypeError` unless a handler is async and takes these parameters.
+
+    It must take them by position. `where` says in the error what the handler is for.
+    """
     shape = f"async def handler({', '.join(parameters)})"
     if not callable(handler):
         raise TypeError(f"{where} needs an async function, not {handler!r}: write {shape}")

@@ -41,7 +41,10 @@ def key_subject(bucket: str, key: str) -> str:
 
 
 def read_subject(bucket: str) -> str:
-    """Return where to read values: from the stream's leader, because a replica may lag, and not every bucket allows direct reads."""
+    """Return the subject to read values on: that of the stream's leader.
+
+    A replica may lag, and not every bucket allows direct reads.
+    """
     return f"$JS.API.STREAM.MSG.GET.{stream_name(bucket)}"
 
 
@@ -51,7 +54,10 @@ def read_request(bucket: str, key: str) -> bytes:
 
 
 def read_value(answer: bytes, bucket: str) -> bytes | None:
-    """Decode the answer: the value, None where there is none (any more). Raises `NoAnswer`, with `nobody` where there is no bucket."""
+    """Decode the answer: the value, or None where there is none (any more).
+
+    Raises `NoAnswer`, with `nobody` where there is no bucket.
+    """
     reply = msgspec.json.decode(answer, type=_Answer)
     if reply.message is not None:
         return None if b"KV-Operation" in reply.message.hdrs else reply.message.data

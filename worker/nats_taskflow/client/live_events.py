@@ -20,7 +20,10 @@ _SILENCE = 15.0
 
 
 async def live_events(session: Session, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
-    """Give the flow's events behind `seq` `after`, in order, each once. Raises what queries raise. Never ends by itself."""
+    """Yield the flow's events after `seq` `after`, in order, each once.
+
+    Raises what queries raise. Never ends by itself.
+    """
     queue: asyncio.Queue[TransportMessage] = asyncio.Queue()
 
     async def take(message: TransportMessage) -> None:
@@ -60,7 +63,10 @@ async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMe
 
 
 def _event(entry: EventShown, flow: FlowShown, before: Event | None) -> Event:
-    """Return the event that was published for a journal entry; the journal does not know its place in the stream."""
+    """Convert a journal entry to the event that was published for it.
+
+    The journal does not know its place in the stream.
+    """
     previous = before.status if before is not None else None
     status = STATUS_AFTER.get(entry.kind)
     return Event(

@@ -46,10 +46,11 @@ _RECONNECT_WAIT = 0.25
 
 
 def options_for(where: str | None, **fields: Any) -> NatsOptions:
-    """Return how to reach NATS. `where` is a URL (or several, comma separated), a context of the `nats` CLI, or None: as the settings say.
+    """Return how to reach NATS.
 
-    The settings are those of the command line: environment, `taskflow.toml`, context. `fields` replace those of `NatsOptions`. Raises
-    `Lost` with the sentence of the setting that cannot be right.
+    `where` is a URL (or several, comma separated), a context of the `nats` CLI, or None: as the settings say. The settings are those of the
+    command line: environment, `taskflow.toml`, context. `fields` replace those of `NatsOptions`. Raises `Lost` with the sentence of the
+    setting that cannot be right.
     """
     from nats_taskflow.config import load  # noqa: PLC0415 - a client that is given a connection needs no settings
 
@@ -76,15 +77,19 @@ class NatsTransport:
 
     @classmethod
     async def connect(cls, where: str | None = None, **options: Any) -> Self:
-        """Connect to a URL, a context of the `nats` CLI, or where the settings say (None); `options` are fields of `NatsOptions`.
+        """Connect to a URL, a context of the `nats` CLI, or (None) as the settings say.
 
-        Raises `Lost` with one sentence: unreachable within `connect_timeout`, refused credentials, settings that cannot be right.
+        `options` are fields of `NatsOptions`. Raises `Lost` with one sentence: unreachable within `connect_timeout`, refused credentials,
+        settings that cannot be right.
         """
         return await cls.reach(options_for(where, **options))
 
     @classmethod
     async def reach(cls, options: NatsOptions) -> Self:
-        """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
+        """Connect as the options say, for a program that has read its own settings.
+
+        Raises `Lost` as `connect` does.
+        """
         client = PatchedClient()
         transport = cls(client, owned=True)
         try:
@@ -145,7 +150,10 @@ class NatsTransport:
             raise TransportError(f"{subject} could not be written: {reason(failed)}") from failed
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Read a stream through ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
+        """Read a stream without acknowledgements.
+
+        It uses ephemeral pull consumers, each beginning where the last one broke.
+        """
         return self._reader.follow(subject, stream, after)
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
@@ -181,7 +189,7 @@ class NatsTransport:
         """Subscribe."""
 
         async def take(message: Msg) -> None:
-            """Handle the message in a task: nats-py waits for the callback before it looks at the next message."""
+            # In a task: nats-py waits for the callback before it reads the next message.
             self._errands.start(_call(handler, _message(message)), subject)
 
         return _Subscription(self._client, await self._subscribe(subject, take, queue), subject)
@@ -215,7 +223,10 @@ class NatsTransport:
         return subscription
 
     async def _flushed(self) -> None:
-        """Return once the server has read everything written. While the connection is down: once it is back, and has subscribed again."""
+        """Return once the server has read everything written.
+
+        While the connection is down, that is once it is back and has subscribed again.
+        """
         while True:
             try:
                 await self._client.flush()
@@ -230,17 +241,22 @@ class NatsTransport:
         return await await_permitted(subject, work, self._denials)
 
     async def _on_error(self, error: Exception) -> None:
-        """Tell the listeners which permission is missing; must not raise, or nats-py stops reading."""
+        """Notify the listeners of a missing permission.
+
+        It must not raise, or nats-py stops reading.
+        """
         if (missing := read_denial(str(error))) is not None:
             for listener in tuple(self._denials):
                 listener(missing.subject)
 
     async def _on_up(self) -> None:
-        """Restart the pulls that the outage broke."""
         self._reader.wake()
 
     def _too_large(self, body: bytes, headers: Headers) -> str:
-        """Return why the message cannot be sent, or "". nats-py checks the body only, and the server would hang up for good."""
+        """Return why the message cannot be sent, or "".
+
+        nats-py checks the body only. For a message that is too large with its headers the server would hang up for good.
+        """
         size = len(body) + weight(headers)
         return f"the message has {size} bytes; the broker takes {self.max_payload}" if size > self.max_payload else ""
 
@@ -264,10 +280,8 @@ class _Subscription:
 
 
 async def _call(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
-    """Call a handler as a coroutine, which a task needs."""
     await handler(message)
 
 
 def _message(message: Msg) -> TransportMessage:
-    """Convert a core message."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

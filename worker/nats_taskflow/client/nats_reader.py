@@ -29,7 +29,7 @@ from nats_taskflow.client.transport import ConsumerMessage, Deliveries, Lost, Me
 
 _T = TypeVar("_T")
 _PATIENCE = 5.0
-_REWIND_WITHIN = 1.0  # nobody answers where the consumer does not exist yet, nor from older servers
+_REWIND_WITHIN = 1.0  # seconds; no answer comes from older servers, or while the consumer does not exist
 _UNUSED_AFTER = 60.0
 _BATCH = 256
 _HEARTBEAT = 1.0
@@ -45,7 +45,10 @@ class PullBroken(Exception):
 
 
 async def await_permitted(subject: str, work: Coroutine[Any, Any, _T], denials: DenialListeners) -> _T:
-    """Await `work`. Raises `NotPermitted` as soon as the server says that the credentials may not use the subject."""
+    """Await `work`.
+
+    Raises `NotPermitted` as soon as the server says that the credentials may not use the subject.
+    """
     try:
         return await unless_denied(work, denials, subject.lower().__eq__)
     except SubjectDenied:
@@ -53,7 +56,10 @@ async def await_permitted(subject: str, work: Coroutine[Any, Any, _T], denials: 
 
 
 class ConsumerReader:
-    """Reads through the consumers of one connection, whose `denials` are its listeners."""
+    """Reads through the consumers of one connection.
+
+    `denials`: the connection's listeners for missing permissions.
+    """
 
     def __init__(self, client: Client, denials: DenialListeners) -> None:
         self._client = client
@@ -82,7 +88,10 @@ class ConsumerReader:
                 await self._pause(backoff, failure)
 
     async def consume(self, subject: str, stream: str, durable: str, ack_wait: float, at_most: int) -> Deliveries:
-        """Read with acknowledgements. Before each new pull, what is in hand is delivered again, so that it comes first and in order."""
+        """Read with acknowledgements.
+
+        Before each new pull, what is in hand is delivered again, so that it comes first and in order.
+        """
         backoff = Backoff()
         missing = False
         while True:
@@ -100,7 +109,7 @@ class ConsumerReader:
                 await self._pause(backoff, failure)
 
     async def _pull(self, stream: str, consumer: str, at_most: int) -> AsyncGenerator[Msg, None]:
-        """Give a consumer's messages as they come, requesting `at_most` at a time.
+        """Yield a consumer's messages as they come, requesting `at_most` at a time.
 
         Raises `PullBroken`, `NotPermitted`, or what nats-py raises where the connection is closed.
         """
@@ -133,7 +142,10 @@ class ConsumerReader:
                 await subscription.unsubscribe()
 
     async def _next(self, queue: asyncio.Queue[Msg], subject: str) -> Msg:
-        """Return the next message. Raises `PullBroken` when two heartbeats are missed, `NotPermitted`."""
+        """Return the next message.
+
+        Raises `PullBroken` when two heartbeats are missed, `NotPermitted`.
+        """
         if not queue.empty():
             return queue.get_nowait()
         try:
@@ -143,19 +155,24 @@ class ConsumerReader:
             raise PullBroken("no message and no heartbeat") from None
 
     async def _make(self, stream: str, config: ConsumerConfig) -> None:
-        """Make a consumer. Raises `NotPermitted`, or what nats-py raises."""
         subject = f"$JS.API.CONSUMER.CREATE.{stream}.{config.name}.{config.filter_subject}"
         await await_permitted(subject, self._client.jetstream(timeout=_PATIENCE).add_consumer(stream, config), self._denials)
 
     async def _rewind(self, stream: str, consumer: str) -> None:
-        """Have everything above the ack floor delivered again at once; where the broker cannot, it comes by itself after `ack_wait`."""
+        """Have everything above the ack floor delivered again at once.
+
+        Where the broker cannot do so, it comes by itself after `ack_wait`.
+        """
         try:
             await self._client.request(f"$JS.API.CONSUMER.RESET.{stream}.{consumer}", b"", timeout=_REWIND_WITHIN)
         except (NoRespondersError, TimeoutError):
             return  # an older server, or missing permission: nothing has happened
 
     async def _pause(self, backoff: Backoff, failure: BaseException) -> None:
-        """Wait before the next try, at most until the connection is back. Raises `Lost` when it will not be."""
+        """Wait before the next try, at most until the connection is back.
+
+        Raises `Lost` when it will not be.
+        """
         if self._client.is_closed or isinstance(failure, ConnectionClosedError):
             raise Lost("the connection to NATS is closed") from failure
         if isinstance(failure, APIError) and failure.code == 400:  # noqa: PLR2004 - the broker understood, and says no
@@ -169,7 +186,10 @@ class ConsumerReader:
 
 
 def _is_over(message: Msg, consumer: str) -> bool:
-    """Return whether a status ends the request in the ordinary way. Raises `PullBroken` for any other but a heartbeat."""
+    """Check whether a status ends the request in the ordinary way.
+
+    Raises `PullBroken` for any other but a heartbeat.
+    """
     headers = message.headers or {}
     status = read_status(headers)
     if status in (PullStatus.MISSING, PullStatus.REFUSED):
@@ -206,7 +226,6 @@ def _durable(name: str, subject: str, ack_wait: float, at_most: int) -> Consumer
 
 
 def _message(message: Msg, seq: int) -> TransportMessage:
-    """Convert a stream's message."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), seq=seq)
 
 
@@ -214,7 +233,7 @@ def _delivery(client: Client, message: Msg) -> ConsumerMessage:
     """Convert a consumer's message."""
 
     async def settle(settlement: Settlement) -> None:
-        """Tell the broker; where it cannot be told, the message comes again."""
+        """Publish a settlement. Where it gets lost, the message comes again."""
         if client.is_closed:
             return
         try:

@@ -20,7 +20,10 @@ from nats_taskflow.wire.subjects import Subjects, is_literal
 
 
 def write_reply(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -> tuple[str, bytes]:
-    """Return the subject and the body of a reply. Raises `InvalidRequest`, `TooLarge` or `TooDeep`."""
+    """Return the subject and the body of a reply.
+
+    Raises `InvalidRequest`, `TooLarge` or `TooDeep`.
+    """
     check_id("topic", topic)
     check_id("correlation_id", correlation_id)
     built_in = subjects.parse_reply(f"{topic}.x") is not None
@@ -37,10 +40,11 @@ def write_reply(subjects: Subjects, topic: str, correlation_id: str, payload: An
 
 
 def put_in_envelope(subject: str, body: bytes, event_id: str) -> bytes:
-    """Return the same reply with its id in the envelope instead of a header, where the worker looks and the broker does not.
+    """Return the same reply with its id in the envelope instead of a header.
 
-    A broker that calls a reply a repeat knows only its `Nats-Msg-Id`, which anybody may have used first. So the reply is sent once more
-    like this: the worker knows whether it has had it (SEMANTICS R5), and nobody needs the right to read the stream.
+    The worker reads the id there, and the broker does not. A broker that calls a reply a repeat knows only its `Nats-Msg-Id`, which anybody
+    may have used first. So the reply is sent once more like this: the worker knows whether it has had it (SEMANTICS R5), and nobody needs
+    the right to read the stream.
     """
     opened = open_reply(subject, {}, body)
     value = value_of_bytes(body) if opened.value is msgspec.UNSET else opened.value
@@ -48,7 +52,10 @@ def put_in_envelope(subject: str, body: bytes, event_id: str) -> bytes:
 
 
 def check_id(name: str, value: str) -> None:
-    """Raise `InvalidRequest` for what is no id: the worker would refuse it too, but later, and in silence."""
+    """Raise `InvalidRequest` for a value that cannot be an id.
+
+    The worker would refuse it too, but later, and the sender would not know.
+    """
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be text, not {type(value).__name__}", path=f"/{name}")
     if flaw := bad_id(value):

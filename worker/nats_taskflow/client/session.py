@@ -57,52 +57,58 @@ class Session:
         self._sender = CommandSender(transport, self.subjects, agent, patience=patience)
 
     async def open(self) -> None:
-        """Begin to hear answers: what `connect` does for you. Raises `Forbidden`, `Lost`."""
+        """Open the inbox for answers; `connect` does that. Raises `Forbidden`, `Lost`."""
         try:
             await self._sender.open()
         except NotPermitted as denied:
             raise Forbidden(f"{denied}: give the agent's inbox prefix (inbox_prefix='_INBOX.{self.agent}')") from denied
 
     async def close(self) -> None:
-        """Stop hearing answers; the transport stays open."""
+        """Close the inbox for answers; the transport stays open."""
         await self._sender.close()
 
     async def snapshot(self, flow_id: str) -> FlowShown:
-        """Return a flow of this agent and session as it is now. Raises `NotFound`, `Forbidden`."""
+        """Return a flow of this agent and session as it is now.
+
+        Raises `NotFound`, `Forbidden`.
+        """
         body = await self._sender.query("status", {"flow_id": flow_id, "session_id": self.session})
         return msgspec.json.decode(body, type=_Status).flow
 
     async def steps(self, flow_id: str) -> AsyncGenerator[StepShown, None]:
-        """Give the observed runs of a flow."""
+        """Yield the observed runs of a flow."""
         async for page in self._pages("steps", {"flow_id": flow_id}, StepPage):
             for step in page.steps:
                 yield step
 
     async def history(self, flow_id: str) -> AsyncGenerator[EventShown, None]:
-        """Give the journal of a flow, oldest first."""
+        """Yield the journal of a flow, oldest entry first."""
         async for page in self._pages("history", {"flow_id": flow_id}, EventPage):
             for entry in page.events:
                 yield entry
 
     async def waits(self, flow_id: str | None = None) -> AsyncGenerator[WaitShown, None]:
-        """Give what this agent's and session's flows wait for, or one of them."""
+        """Yield what this agent's and session's flows wait for, or one of them."""
         async for page in self._pages("waits", {"flow_id": flow_id}, WaitPage):
             for wait in page.waits:
                 yield wait
 
     async def outcome(self, command_id: str) -> CommandOutcome:
-        """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
+        """Return what became of a command.
+
+        Raises its refusal, or `NoOutcomeYet` where there is none (yet).
+        """
         return read_outcome(await self._sender.query("outcome", {"command_id": command_id}))
 
     async def events(
         self, *, kinds: Collection[str] | None = None, controller: str = "*", flow_id: str | None = None, after: int = 0
     ) -> AsyncGenerator[Event, None]:
-        """Give this agent's events, of all its sessions, each once.
+        """Yield this agent's events, of all its sessions, each once.
 
         They come from the oldest that the stream keeps and then live, without a gap. `kinds`: only these (`{"resumed", "failed"}`).
         `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind this `stream_seq`. Goes on after outages of
-        connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind that there is not, `Forbidden` where the
-        credentials may not make a consumer on the stream (see docs/client.md).
+        connection, broker and worker; never ends by itself. Raises `InvalidRequest` for an unknown kind, `Forbidden` where the credentials
+        may not make a consumer on the stream (see docs/client.md).
         """
         wanted = check_kinds(kinds or ())
         subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")
@@ -120,11 +126,11 @@ class Session:
             raise Forbidden(f"{denied}; docs/client.md says what events need") from denied
 
     async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> PublishReceipt:
-        """Answer a flow that waits for (topic, correlation id), now or later; returns once the stream has it.
+        """Answer a flow that waits for (topic, correlation id), now or later.
 
-        `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `InvalidRequest`,
-        `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it within `patience`,
-        `Forbidden` where the credentials may not publish there.
+        Returns once the stream has it. `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is
+        made. Raises `InvalidRequest`, `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it
+        within `patience`, `Forbidden` where the credentials may not publish there.
         """
         subject, body = write_reply(self.subjects, topic, correlation_id, payload)
         if event_id is not None:
@@ -136,7 +142,10 @@ class Session:
         return receipt
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:
-        """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
+        """Send any command in this session, and return its outcome.
+
+        `fields` are as on the wire. `Flow` has a method for each command.
+        """
         generated, again = new_id(verb)
         body = {**fields, "session_id": None if self.session == "main" else self.session}
         return await self._sender.command(verb, body, command_id or generated, door=door or self._door, again=again and command_id is None)

@@ -45,10 +45,12 @@ class PromptAnswer(msgspec.Struct, frozen=True):
 def handler(
     transport: Transport, subject: str, *, silence: float = 60.0, answering: QueryHandler | None = None
 ) -> Callable[[DelegateCall], Awaitable[PromptAnswer]]:
-    """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
+    """Return a handler for `serve_delegate` that prompts the agent on `subject`.
+
+    The prompt is the request's payload: text, or an object with `prompt`.
+    """
 
     async def ask(request: DelegateCall) -> PromptAnswer:
-        """Prompt, and return the whole answer."""
         return await prompt(transport, subject, request.payload, silence=silence, answering=answering)
 
     return ask
@@ -113,14 +115,12 @@ async def _answer(transport: Transport, query: Any, answering: QueryHandler | No
 
 
 def _request(payload: Any) -> bytes:
-    """Write a prompt."""
     if isinstance(payload, dict) and isinstance(payload.get("prompt"), str):
         return msgspec.json.encode(payload)
     return msgspec.json.encode({"prompt": payload if isinstance(payload, str) else msgspec.json.encode(payload).decode()})
 
 
 def _text(data: Any) -> str:
-    """Return the text of a response."""
     if isinstance(data, dict) and isinstance(data.get("text"), str):
         return str(data["text"])
     return data if isinstance(data, str) else msgspec.json.encode(data).decode()

@@ -36,7 +36,10 @@ class _Loop:
         self._thread.start()
 
     def result(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine and return its result; an interrupt (Ctrl-C) cancels it. Raises `Lost` once the client is closed."""
+        """Run a coroutine and return its result.
+
+        An interrupt (Ctrl-C) cancels it. Raises `Lost` once the client is closed.
+        """
         if self._loop.is_closed():
             work.close()
             raise Lost("the client is closed: use it and its flows within the `with` block")
@@ -67,7 +70,6 @@ class _Loop:
 
 
 async def _next(source: AsyncGenerator[R, None]) -> R:
-    """Return the next item, as a coroutine."""
     return await anext(source)
 
 
@@ -80,7 +82,7 @@ class _Blocking:
 
 
 def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[_Blocking, P], R]:
-    """Make a method wait."""
+    """Turn a coroutine method into one that blocks."""
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.loop.result(method(self._target, *args, **kwargs))
@@ -89,7 +91,7 @@ def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> 
 
 
 def _iterator(method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) -> Callable[Concatenate[_Blocking, P], Iterator[R]]:
-    """Make an asynchronous iterator an ordinary one."""
+    """Turn an asynchronous iterator into an ordinary one."""
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         return self.loop.items(method(self._target, *args, **kwargs))
@@ -98,7 +100,10 @@ def _iterator(method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) ->
 
 
 def _starting(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, Flow]]) -> Callable[Concatenate[_Blocking, P], FlowSync]:
-    """Make a method wait that returns a flow, and return a flow that waits."""
+    """Turn a coroutine method that returns a `Flow` into one that blocks.
+
+    It returns a `FlowSync`.
+    """
 
     def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> FlowSync:
         return FlowSync(self.loop, self.loop.result(method(self._target, *args, **kwargs)))
@@ -107,7 +112,6 @@ def _starting(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, Flow]]) 
 
 
 def _like(method: Callable[..., Any], call: F) -> F:
-    """Return `call` under the method's name, with its docstring."""
     call.__doc__, call.__name__ = method.__doc__, method.__name__
     return call
 
@@ -182,7 +186,10 @@ class FlowClientSync(_Blocking):
     @staticmethod
     @contextmanager
     def connect(where: Where = None, *, agent: str, **options: Any) -> Iterator[FlowClientSync]:
-        """Connect, and close at the end of the `with` block; arguments as for `FlowClient.connect`."""
+        """Connect, and close at the end of the `with` block.
+
+        Arguments are those of `FlowClient.connect`.
+        """
         loop = _Loop()
         try:
             connection = FlowClient.connect(where, agent=agent, **options)
@@ -195,7 +202,7 @@ class FlowClientSync(_Blocking):
             loop.stop()
 
     def list(self, **criteria: Any) -> Iterator[FlowSync]:
-        """Give this agent's and session's flows, newest first."""
+        """Yield this agent's and session's flows, newest first."""
         return (FlowSync(self.loop, flow) for flow in self.loop.items(self.flows.list(**criteria)))
 
     start = _starting(FlowClient.start)
@@ -212,11 +219,9 @@ flows_sync = FlowClientSync.connect
 
 
 async def _enter(connection: Any) -> FlowClient:
-    """Open a connection, as a coroutine."""
     flows: FlowClient = await connection.__aenter__()
     return flows
 
 
 async def _leave(connection: Any) -> None:
-    """Close a connection, as a coroutine."""
     await connection.__aexit__(None, None, None)

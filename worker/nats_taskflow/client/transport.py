@@ -62,7 +62,10 @@ class TransportError(Exception):
 
 
 class NoAnswer(TransportError):
-    """No answer came. `nobody`: nobody listens, so nothing was done; else it may have been."""
+    """No answer came.
+
+    `nobody`: nobody listens, so nothing was done; else it may have been.
+    """
 
     def __init__(self, message: str, *, nobody: bool = False) -> None:
         super().__init__(message)
@@ -126,19 +129,21 @@ class Transport(Protocol):
         """
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
-        """Publish into the stream that captures the subject, and await its acknowledgement.
+        """Publish into the stream that captures the subject; await its acknowledgement.
 
-        The id is `Nats-Msg-Id: msg_id`.
-        A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body, and whoever used the id
-        first; without an id ("") every message is stored. Raises `NotStored` within `timeout` seconds, also while the connection is
-        down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
+        The id is `Nats-Msg-Id: msg_id`. A repeat with the same id within the stream's duplicate window is not stored twice, whatever its
+        body, and whoever used the id first. Without an id ("") every message is stored. Raises `NotStored` within `timeout` seconds, also
+        while the connection is down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
         """
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
-        """Publish without any guarantee (core NATS); `reply` is the reply subject. Raises `TransportError` where it cannot be written."""
+        """Publish without any guarantee (core NATS).
+
+        `reply` is the reply subject. Raises `TransportError` where it cannot be written.
+        """
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Give the messages of a stream that match `subject`, stored and then live.
+        """Yield the messages of a stream that match `subject`, stored and then live.
 
         Wildcards are allowed. Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order,
         with its `seq`; goes on after a broken connection, a restarted broker and a deleted consumer where it was. A stream that is not
@@ -147,7 +152,7 @@ class Transport(Protocol):
         """
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
-        """Give the deliveries of a durable pull consumer, made where it is missing.
+        """Yield the deliveries of a durable pull consumer, made where it is missing.
 
         It is called `durable`, on `stream`, filtered by `subject`. Explicit acknowledgement: what is not settled within `ack_wait` seconds
         is delivered again, for ever. At most `at_most` are in hand. A consumer that starts again after a crash gets what was in hand first,
@@ -162,10 +167,16 @@ class Transport(Protocol):
         """
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
-        """Return the last value under a key of a bucket, None where there is none. Raises as `request`, `nobody` without the bucket."""
+        """Return the last value under a key of a bucket, None where there is none.
+
+        Raises as `request` does, with `nobody` where there is no bucket.
+        """
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
-        """Put a value under a key of a bucket, and return once it is stored. Raises as `publish` does."""
+        """Put a value under a key of a bucket, and return once it is stored.
+
+        Raises as `publish` does.
+        """
 
     async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Responder:
         """Call `handler` for each message on `subject`, each in a task of its own.
@@ -182,4 +193,7 @@ class Transport(Protocol):
         """
 
     async def close(self) -> None:
-        """Close. What waits in the other methods ends with `Lost`. Idempotent; never raises. A connection that was given stays open."""
+        """Close the connection, unless it was given.
+
+        What waits in the other methods raises `Lost`. Idempotent; never raises.
+        """

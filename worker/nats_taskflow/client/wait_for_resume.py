@@ -15,7 +15,10 @@ from nats_taskflow.client.transport import TransportMessage
 
 
 async def wait_for_resume(session: Session, flow_id: str, since: int, within: float | None) -> Resumed:
-    """Return the first resume after revision `since`. Raises `FlowEnded`, or `TimeoutError` after `within` seconds."""
+    """Return the first resume after revision `since`.
+
+    Raises `FlowEnded`, or `TimeoutError` after `within` seconds.
+    """
     news = asyncio.Event()
 
     async def hear(message: TransportMessage) -> None:
@@ -34,7 +37,7 @@ async def wait_for_resume(session: Session, flow_id: str, since: int, within: fl
 
 
 async def _look_until_resumed(session: Session, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
-    """Look now, and again whenever there is news."""
+    """Read the journal now, and again on news, until it has a resume."""
     backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down, so look now and then without news
     while True:
         news.clear()

@@ -1,12 +1,13 @@
-"""Test your agents: the whole worker in memory with a clock you move, chaos by seed, or a real nats-server; with pytest or without.
+"""Test kit for agents: the worker in memory on a virtual clock, or a real one.
 
-`TaskflowWorld` is the worker in memory: `clock` moves its time, `chaos` disturbs it, `client` gives your agent its client, and the
-asserts, methods of it and functions, say what is there instead. `TaskflowServer` is the same for a real nats-server and a real worker
-process. `fixtures` offers both to pytest, which finds them by `plugin`. docs/testing.md shows how.
+`TaskflowWorld` is the worker in memory: `clock` moves its time, `chaos` injects faults by seed, `client` gives your agent its client.
+The asserts are its methods, and functions too. One that fails shows the flow's story. `TaskflowServer` offers the same on a real
+nats-server with a real worker process. `fixtures` offers both to pytest, which loads it through `plugin`. Both work without pytest, too.
+docs/testing.md shows how.
 
-Below them: `memory` keeps worker, database and broker, `life` is one run of the worker, `timing` moves the event loop's time, `database`
-runs SQLite without a thread, `transport` is the client's port in memory, `asserting`, `asserts` and `stories`
-are the asserts.
+Below them: `memory` keeps worker, database and broker; `worker_run` is one run of the worker; `loop_time` moves the event loop's time;
+`database` runs SQLite without a thread; `transport` is the client's port in memory; `assertions` and `stories` are the asserts and the
+stories that they show.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ _HOMES = {"Chaos": "chaos", "Clock": "clock", "TaskflowServer": "server", "Taskf
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only now: pytest imports this package with its plugin in every run, whatever is tested."""
+    """Import a public name on first use.
+
+    pytest imports this package with its plugin in every run, whatever is tested, so the import has to be cheap.
+    """
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -1,6 +1,6 @@
-"""The asserts of the test kit, as methods of the world and as functions of the one world that is open.
+"""The asserts of the test kit: methods of the world, and functions.
 
-One that fails shows what was there instead: the flow's whole story, and why it stands where it stands.
+The functions use the one world that is open. An assert that fails shows the flow's whole story, and why it stands where it stands.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ Method = Callable[Concatenate["Assertions", P], Assert]
 
 
 def awaited(method: Method[P]) -> Method[P]:
-    """Note that an assert was called: one that nobody awaits asserts nothing, and must not pass in silence."""
+    """Record each call of an assert, to find those that nobody awaited.
+
+    An assert without `await` asserts nothing, and must not pass in silence.
+    """
 
     def noted(self: Assertions, /, *args: P.args, **kwargs: P.kwargs) -> Assert:
-        """Call it, and note that."""
         assertion = method(self, *args, **kwargs)
         self.note(assertion)
         return assertion
@@ -55,7 +57,10 @@ _OPEN: list[Assertions] = []
 
 
 def the_world() -> Assertions:
-    """Return the one world that is open. Raises `AssertionError` where there is none, or several."""
+    """Return the one world that is open.
+
+    Raises `AssertionError` where there is none, or several.
+    """
     if len(_OPEN) != 1:
         why = (
             "none is open: ask for the fixture taskflow"
@@ -67,7 +72,10 @@ def the_world() -> Assertions:
 
 
 class Assertions:
-    """What can be asserted of flows. `patience`: seconds for it to become true, where time is real; 0 where everything has settled."""
+    """Asserts about flows.
+
+    `patience`: seconds until an assert must hold, where time is real. 0 where everything has settled before.
+    """
 
     def __init__(self, *, prefix: str, patience: float = 0.0) -> None:
         self.subjects = Subjects(prefix)
@@ -76,22 +84,24 @@ class Assertions:
 
     @property
     def _transport(self) -> Transport:
-        """The connection to ask on."""
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Be found by `the_world`."""
+        """Register as an open world, for `the_world`."""
         _OPEN.append(self)
 
     def end(self) -> None:
-        """Be found no more."""
+        """Unregister."""
         _OPEN.remove(self)
 
     async def settled(self) -> None:
         """Return when everything that is under way has happened, where that can be known."""
 
     async def request(self, subject: str, body: bytes) -> TransportMessage:
-        """Ask, again and again where time is real: a request may go to a worker that was just killed. Raises `AssertionError`."""
+        """Send a request and return its answer.
+
+        Retries for `patience` seconds: the worker that should answer may just have been killed. Raises `AssertionError` when none answers.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         while True:
@@ -106,15 +116,17 @@ class Assertions:
     async def assert_waiting(
         self, flow: AnyFlow, *, topic: str | None = None, corr: str | None = None, kind: str | None = None, step: str | None = None
     ) -> Json:
-        """Assert that a flow waits: for a reply on `topic`, with the correlation id `corr`, in a wait of this `kind`, at this `step`."""
+        """Assert that a flow waits.
 
-        def flaw(it: Json) -> str:
-            """Say what is not as asserted."""
+        `topic` and `corr`: subject and correlation id of a reply that it waits for. `kind`: of the wait. `step`: where the flow is.
+        """
+
+        def flaw(snapshot: Json) -> str:
             wanted = {name: value for name, value in (("topic", topic), ("correlation_id", corr)) if value is not None}
-            if wanted and not any(wanted.items() <= leaf.items() for leaf in leaves(it["wait"])):
-                return f"waits for {said(it['wait'])}, not for {' and '.join(f'{name} {value}' for name, value in wanted.items())}"
-            if kind is not None and it["wait"]["kind"] != kind:
-                return f"waits for {said(it['wait'])}, not in a wait of kind {kind}"
+            if wanted and not any(wanted.items() <= leaf.items() for leaf in leaves(snapshot["wait"])):
+                return f"waits for {said(snapshot['wait'])}, not for {' and '.join(f'{name} {value}' for name, value in wanted.items())}"
+            if kind is not None and snapshot["wait"]["kind"] != kind:
+                return f"waits for {said(snapshot['wait'])}, not in a wait of kind {kind}"
             return ""
 
         return await self._is(flow, "waiting", step, flaw)
@@ -122,20 +134,19 @@ class Assertions:
     @awaited
     async def assert_running(self, flow: AnyFlow, *, step: str | None = None, state: Mapping[str, Any] | None = None) -> Json:
         """Assert that a flow runs, at this `step`, with at least this in its `state`."""
-        return await self._is(flow, "running", step, lambda it: _differs(state, it["state"]))
+        return await self._is(flow, "running", step, lambda snapshot: _differs(state, snapshot["state"]))
 
     @awaited
     async def assert_finished(self, flow: AnyFlow, *, state: Mapping[str, Any] | None = None) -> Json:
         """Assert that a flow is finished, with at least this in its `state`."""
-        return await self._is(flow, "finished", None, lambda it: _differs(state, it["state"]))
+        return await self._is(flow, "finished", None, lambda snapshot: _differs(state, snapshot["state"]))
 
     @awaited
     async def assert_failed(self, flow: AnyFlow, *, reason: str | None = None) -> Json:
         """Assert that a flow has failed, with `reason` in its reason."""
 
-        def flaw(it: Json) -> str:
-            """Say what is not as asserted."""
-            why = str((it["state"].get("failure") or {}).get("reason"))
+        def flaw(snapshot: Json) -> str:
+            why = str((snapshot["state"].get("failure") or {}).get("reason"))
             return "" if reason is None or reason in why else f"has failed because of {why!r}, not {reason!r}"
 
         return await self._is(flow, "failed", None, flaw)
@@ -147,18 +158,20 @@ class Assertions:
 
     @awaited
     async def assert_events(self, expected: Sequence[str], *, flow: AnyFlow | None = None) -> Json:
-        """Assert the kinds of all events of a flow so far, in their order; `"..."` is any number. Without `flow`: of the only one."""
+        """Assert the kinds of all events of a flow so far, in order.
+
+        `"..."` stands for any number of events. Without `flow`: the only flow there is.
+        """
         wanted = ", ".join(expected)
 
-        async def flaw(it: Json) -> str:
-            """Say what is not as asserted."""
-            found = [event["kind"] for event in await self._history(it["id"])]
-            return "" if _matches(list(expected), found) else f"has the events {', '.join(found)}; asserted were {wanted}"
+        async def flaw(snapshot: Json) -> str:
+            kinds = [event["kind"] for event in await self._history(snapshot["id"])]
+            return "" if _matches(list(expected), kinds) else f"has the events {', '.join(kinds)}; asserted were {wanted}"
 
         return await self._becomes(flow if flow is not None else await self._only_flow(), flaw)
 
     def note(self, assertion: Assert) -> None:
-        """Note an assert that was called."""
+        """Record an assert that was called; forget those that were awaited."""
         self._assertions = [one for one in self._assertions if inspect.getcoroutinestate(one) == inspect.CORO_CREATED]
         self._assertions.append(assertion)
 
@@ -171,45 +184,49 @@ class Assertions:
             raise AssertionError(f"{getattr(forgotten[0], '__name__', 'an assert')}() was called without await: it has asserted nothing")
 
     async def story_of(self, flow: AnyFlow) -> str:
-        """Tell what has happened to a flow, and where it is now."""
-        it = await self._shown(flow)
-        why = await self._admin("why", flow_id=it["id"])
-        return story(it, await self._history(it["id"]), why["sentences"])
+        """Return the story of a flow: what has happened, and where it is now."""
+        snapshot = await self._shown(flow)
+        why = await self._admin("why", flow_id=snapshot["id"])
+        return story(snapshot, await self._history(snapshot["id"]), why["sentences"])
 
     async def _is(self, flow: AnyFlow, status: str, step: str | None, more: Callable[[Json], str]) -> Json:
-        """Assert a status, a step where one is named, and what else `more` has to say."""
+        """Assert a status, a step where one is named, and what `more` checks."""
 
-        async def flaw(it: Json) -> str:
-            """Say what is not as asserted."""
-            if it["status"] != status:
-                return f"is {it['status']}, not {status}"
-            if step is not None and it["current_step"] != step:
-                return f"is at step {it['current_step']!r}, not {step!r}"
-            return more(it)
+        async def flaw(snapshot: Json) -> str:
+            if snapshot["status"] != status:
+                return f"is {snapshot['status']}, not {status}"
+            if step is not None and snapshot["current_step"] != step:
+                return f"is at step {snapshot['current_step']!r}, not {step!r}"
+            return more(snapshot)
 
         return await self._becomes(flow, flaw)
 
     async def _becomes(self, flow: AnyFlow, flaw: Callable[[Json], Coroutine[Any, Any, str]]) -> Json:
-        """Return the flow once there is no flaw in it; raises `AssertionError` with its story when there still is one in the end."""
+        """Return the flow once it has no flaw.
+
+        Raises `AssertionError` with the flow's story when it still has one after `patience` seconds.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         while True:
             await self.settled()
-            it = await self._shown(flow)
-            found = await flaw(it)
-            if not found:
-                return it
+            snapshot = await self._shown(flow)
+            problem = await flaw(snapshot)
+            if not problem:
+                return snapshot
             if loop.time() >= until:
-                raise AssertionError(f"flow {it['id']} {found}\n{await self.story_of(flow)}")
+                raise AssertionError(f"flow {snapshot['id']} {problem}\n{await self.story_of(flow)}")
             await asyncio.sleep(_POLL)
 
     async def _shown(self, flow: AnyFlow) -> Json:
-        """Return a flow as operators see it."""
         shown: Json = (await self._admin("show", flow_id=flow if isinstance(flow, str) else flow.id))["flow"]
         return shown
 
     async def _only_flow(self) -> str:
-        """Return the id of the one flow there is."""
+        """Return the id of the one flow there is.
+
+        Raises `AssertionError` where there is none, or several.
+        """
         await self.settled()
         flows = (await self._admin("list", limit=_PAGE))["flows"]
         if len(flows) != 1:
@@ -230,16 +247,19 @@ class Assertions:
                 return events
 
     async def _admin(self, verb: str, **fields: Any) -> Json:
-        """Ask as an operator. Raises `AssertionError` with what is refused."""
+        """Send an operator's request.
+
+        Raises `AssertionError` with the message of a refusal.
+        """
         answer = await self.request(self.subjects.admin(verb), msgspec.json.encode(fields))
-        told: Json = msgspec.json.decode(answer.body)
-        if not told["ok"]:
-            raise AssertionError(told["error"]["message"])
-        return told
+        reply: Json = msgspec.json.decode(answer.body)
+        if not reply["ok"]:
+            raise AssertionError(reply["error"]["message"])
+        return reply
 
 
 def _differs(wanted: Mapping[str, Any] | None, state: Any) -> str:
-    """Say where a state is not at least what is wanted."""
+    """Describe where a state lacks something wanted; "" where it does not."""
     for name, value in (wanted or {}).items():
         if not isinstance(state, dict) or name not in state:
             return f"has no {name!r} in its state"
@@ -248,21 +268,20 @@ def _differs(wanted: Mapping[str, Any] | None, state: Any) -> str:
     return ""
 
 
-def _matches(expected: list[str], found: list[str]) -> bool:
-    """Tell whether the kinds are these; "..." stands for any number of them."""
+def _matches(expected: list[str], kinds: list[str]) -> bool:
+    """Check event kinds against a pattern; "..." stands for any number of them."""
     if not expected:
-        return not found
+        return not kinds
     if expected[0] == "...":
-        return any(_matches(expected[1:], found[at:]) for at in range(len(found) + 1))
-    return bool(found) and found[0] == expected[0] and _matches(expected[1:], found[1:])
+        return any(_matches(expected[1:], kinds[at:]) for at in range(len(kinds) + 1))
+    return bool(kinds) and kinds[0] == expected[0] and _matches(expected[1:], kinds[1:])
 
 
 def _of_the_world(method: Callable[Concatenate[Assertions, P], Assert]) -> Callable[P, Assert]:
-    """Make a method of the world a function."""
+    """Turn an assert of the world into a function on the world that is open."""
 
     @functools.wraps(method)
     def asserting(*args: P.args, **kwargs: P.kwargs) -> Assert:
-        """Ask the world that is open."""
         return method(the_world(), *args, **kwargs)
 
     return asserting

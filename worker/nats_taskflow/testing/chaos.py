@@ -1,8 +1,8 @@
-"""What a broker and a machine may do to messages and to a worker without breaking a promise, by seed: the same seed, the same mischief.
+"""Seeded faults that at-least-once delivery permits.
 
-Streams deliver at least once: a delivery may get lost (and come again), come twice, out of order, or late; an acknowledgement may get
-lost on its way, to the worker and from it. What a stream has stored stays stored. Core messages (requests on `api`, and to delegates)
-are left alone: nobody promises that they arrive.
+A delivery may get lost (and come again), come twice, out of order, or late. An acknowledgement may get lost on its way, to the worker and
+from it. The worker may be killed. What a stream has stored stays stored. Core messages (requests on `api`, and to delegates) are left
+alone: nobody promises that they arrive. The same seed gives the same faults.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STATEMENTS = 60
 
 
 class Chaos:
-    """The dials. Everything is off until `begin`."""
+    """Controls for the faults. All are off until `begin`."""
 
     def __init__(self, seed: int, *, kill: Callable[[int | None], Awaitable[None]], restart: Callable[[], Awaitable[None]]) -> None:
         self.seed = seed
@@ -39,9 +39,10 @@ class Chaos:
         return f"<Chaos seed={self.seed} done={self.done}>"
 
     def begin(self, *, drop: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0, delay: float = 0.0, longest: str = "10m") -> None:
-        """Set how likely each is for a message, from 0 to 1; delays are at most `longest`, by the virtual clock.
+        """Set the probability of each fault for a message, from 0 to 1.
 
-        What was dropped or delayed arrives when time passes: `clock.advance`.
+        A delay is at most `longest`, by the virtual clock. What was dropped or delayed arrives when time passes: `clock.advance`. Raises
+        `ValueError` for a probability out of range, and for `drop=1`: nothing would ever arrive.
         """
         for name, likely in (("drop", drop), ("duplicate", duplicate), ("reorder", reorder), ("delay", delay)):
             if not 0 <= likely <= 1:
@@ -54,25 +55,34 @@ class Chaos:
         self.longest_us = parse_duration(longest)
 
     def calm(self) -> None:
-        """Do no more mischief; what is delayed still arrives when its time comes."""
+        """Inject no more faults. What is delayed still arrives when its time comes."""
         self.begin()
 
     async def kill(self) -> None:
-        """Kill the worker now: its memory is lost, its database kept. Messages wait in the streams until `restart`."""
+        """Kill the worker now.
+
+        Its memory is lost, its database kept. Messages wait in the streams until `restart`.
+        """
         self._note("kill")
         await self._kill(None)
 
     async def kill_soon(self, within: int = _STATEMENTS) -> None:
-        """Kill the worker in one of its next SQL statements, whichever that is; also in the midst of a commit. Then `restart`."""
+        """Kill the worker within its next SQL statements.
+
+        The seed picks the statement, which may be a commit. Then `restart`.
+        """
         self._note("kill")
         await self._kill(self.dice.randrange(within))
 
     async def restart(self) -> None:
-        """Start the next worker on the database that is left; a worker that still runs is killed first."""
+        """Start the next worker on the database that is left.
+
+        A worker that still runs is killed first.
+        """
         await self._restart()
 
     def does(self, kind: str) -> bool:
-        """Decide whether to do a kind of mischief now."""
+        """Decide by dice whether to inject a fault of this kind now, and count it."""
         likely: float = getattr(self, kind)
         if not likely or self.dice.random() >= likely:
             return False
@@ -80,24 +90,26 @@ class Chaos:
         return True
 
     def _note(self, kind: str) -> None:
-        """Count what was done."""
         self.done[kind] = self.done.get(kind, 0) + 1
 
 
 class FaultyBroker(MemoryBroker):
-    """A broker whose consumers suffer from chaos."""
+    """A broker whose consumers have faults."""
 
     def __init__(self, *, clock: Callable[[], int]) -> None:
         super().__init__(clock=clock)
         self.chaos: Chaos | None = None
 
     def make_consumer(self, stream: StreamStore, config: Json) -> ConsumerState:
-        """Make a consumer that suffers."""
+        """Make a consumer with faults."""
         return FaultyConsumer(stream, config, self)
 
 
 class FaultyConsumer(ConsumerState):
-    """A consumer whose deliveries get lost, come twice, late, or in another order, and whose acknowledgements get lost."""
+    """A consumer with faults.
+
+    Deliveries get lost, come twice, late, or in another order. Acknowledgements get lost.
+    """
 
     def __init__(self, stream: StreamStore, config: Json, broker: FaultyBroker) -> None:
         super().__init__(stream, config)
@@ -106,7 +118,7 @@ class FaultyConsumer(ConsumerState):
         self._again: list[Delivery] = []
 
     def deliver(self, now: int) -> Delivery | None:
-        """Hand out what comes next, if it comes."""
+        """Return the next delivery, or None where there is none or it gets lost."""
         chaos = self._broker.chaos
         if chaos is None:
             return super().deliver(now)
@@ -127,38 +139,40 @@ class FaultyConsumer(ConsumerState):
         return self._kept_back.pop() if self._kept_back else None
 
     def settle(self, seq: int, settlement: Settlement, now: int) -> None:
-        """Take a verdict, if it arrives."""
+        """Take a settlement, unless it gets lost."""
         chaos = self._broker.chaos
         if chaos is not None and isinstance(settlement, Ack | Term) and chaos.does("drop"):
             return
         super().settle(seq, settlement, now)
 
     def rewind(self, to: int | None = None) -> None:
-        """Go back; what was kept back is delivered again anyway."""
+        """Deliver again from a place; forget what was kept back, as it comes again."""
         self._kept_back.clear()
         self._again.clear()
         super().rewind(to)
 
 
 class FaultyBus(MemoryBus):
-    """The worker's connection: what it publishes may not arrive, or only the acknowledgement may not."""
+    """The worker's connection with faults.
+
+    What it publishes may not arrive, or only the acknowledgement may get lost.
+    """
 
     def __init__(self, broker: FaultyBroker) -> None:
         super().__init__(broker)
         self._faulty = broker
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
-        """Publish a message, if it gets there."""
+        """Publish a message; it may fail."""
         self._spoil()
         return super().publish(message)
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
-        """Publish messages together, if they get there."""
+        """Publish messages together; it may fail."""
         self._spoil()
         return super().publish_all(messages)
 
     def _spoil(self) -> None:
-        """Make the next publish fail, perhaps after it was stored."""
         chaos = self._faulty.chaos
         if chaos is not None and self.connected and chaos.does("drop"):
             self.fail_publishes(1, stored=chaos.dice.random() < 0.5)  # noqa: PLR2004  either half is as likely

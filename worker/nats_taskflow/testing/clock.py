@@ -1,4 +1,7 @@
-"""The clock of a world in memory: it stands still until a test moves it, and stops at everything that is due on the way."""
+"""Virtual clock of a world in memory.
+
+It stands still until a test moves it, and stops at everything that is due on the way.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from nats_taskflow.units import SECOND, Micros, format_duration, parse_duration,
 
 
 def soon() -> datetime:
-    """Return the next full second: when a world begins, unless it is told. Agents that ask the machine for the time then fit into it."""
+    """Return the next full second: when a world begins, unless a test says when.
+
+    Agents that ask the machine for the time are then never ahead of the world.
+    """
     return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
 
 
 class TimedWork(Protocol):
-    """What happens in time."""
+    """What the clock drives: work that falls due."""
 
     async def settled(self) -> None:
         """Return when nothing more happens without time passing."""
@@ -24,11 +30,14 @@ class TimedWork(Protocol):
         """Return when the next thing after now is due; None for never."""
 
     async def arrived(self) -> None:
-        """Begin what is due now."""
+        """Start what is due now."""
 
 
 class Clock:
-    """A virtual clock. Calling it gives microseconds since the epoch, as the worker wants them."""
+    """A virtual clock that a test moves.
+
+    Calling it returns microseconds since the epoch, as the worker wants them.
+    """
 
     def __init__(self, at: datetime, moved: TimedWork) -> None:
         self._us: Micros = to_micros(at)
@@ -55,11 +64,14 @@ class Clock:
         await self._go_to(self._us + _micros(by))
 
     async def advance_to(self, at: datetime) -> None:
-        """Let time pass until `at` (aware), as `advance` does. Raises `ValueError` for a time that is past."""
+        """Let time pass until `at` (aware), as `advance` does.
+
+        Raises `ValueError` for a time that is past.
+        """
         await self._go_to(to_micros(at))
 
     async def _go_to(self, end: Micros) -> None:
-        """Go from one due time to the next."""
+        """Move from one due time to the next, up to `end`."""
         if end < self._us:
             message = f"a clock does not go back: it is {self.now().isoformat()}, {to_datetime(end).isoformat()} was asked for"
             raise ValueError(message)
@@ -74,7 +86,10 @@ class Clock:
 
 
 def _micros(by: str | float | timedelta) -> Micros:
-    """Return a length of time in microseconds. Raises `ValueError` saying how to write it."""
+    """Convert a length of time to microseconds.
+
+    Raises `ValueError` that says how to write one.
+    """
     if isinstance(by, str):
         return parse_duration(by)
     if isinstance(by, timedelta):
@@ -83,6 +98,9 @@ def _micros(by: str | float | timedelta) -> Micros:
 
 
 def shown(by: Micros) -> str:
-    """Write a length of time as people do, in no finer steps than anybody wants to read: `3d 2h`, `450ms`."""
+    """Format a length of time for people: `3d 2h`, `450ms`.
+
+    From one second on, fractions of a second are left out.
+    """
     coarse = by if by < SECOND else by - by % SECOND
     return format_duration(coarse)

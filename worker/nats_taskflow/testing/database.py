@@ -1,8 +1,9 @@
-"""A database in the memory of the process, on no thread: quick enough for thousands of examples, and killed in any statement.
+"""SQLite in the process's memory, without a thread, killable in any statement.
 
-The worker's own store runs on it, with every migration, constraint and statement it has on a file. Two things differ on purpose: the
-database outlives the worker that is killed on it, as a file would; and a statement is over when it returns, so that a test can tell when
-nothing is under way any more. (A shared cache or a file in memory would need SQLite's threads, and nothing then says when they are done.)
+Quick enough for thousands of examples. The worker's own store runs on it, with every migration, constraint and statement that it has on a
+file. Two things differ on purpose. The database outlives the worker that is killed on it, as a file would. And a statement is over when it
+returns, so that a test can tell when nothing is under way any more. (A shared cache or a file in memory would need SQLite's threads, and
+nothing then says when they are done.)
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 
 class Killed(BaseException):
-    """The worker was killed: nothing that catches errors may notice."""
+    """The worker was killed. A `BaseException`, so that no handler of errors sees it."""
 
 
 class InlineConnection:
-    """What the store uses of aiosqlite, on a plain connection. `fuse`: statements until the kill, None for never.
+    """The part of aiosqlite that the store uses, on a plain connection.
 
-    With `after_commit` the kill comes right after the next COMMIT instead. `killed` hears of it, once.
+    `fuse`: SQL statements until the kill; None for never. With `after_commit` the kill comes right after the next COMMIT instead. `killed`
+    is called at the kill, once.
     """
 
     def __init__(self, database: sqlite3.Connection) -> None:
@@ -40,11 +42,9 @@ class InlineConnection:
 
     @property
     def _conn(self) -> _Burning:
-        """The connection that pieces of work get: it counts their statements, too."""
         return _Burning(self)
 
     async def _execute(self, work: Callable[..., Any], *given: Any) -> Any:
-        """Run a piece of work."""
         if self.dead:
             self.die()
         return work(*given)
@@ -53,14 +53,14 @@ class InlineConnection:
         """Keep the database: another worker will open it."""
 
     def burn(self) -> None:
-        """Count a statement; raises `Killed` when it is not reached any more."""
+        """Count a statement. Raises `Killed` when the fuse has burnt down before it."""
         if self.fuse is not None:
             self.fuse -= 1
         if self.dead or (self.fuse is not None and self.fuse < 0):
             self.die()
 
     def die(self) -> None:
-        """Let no statement be reached any more; raises `Killed`."""
+        """Kill the worker: from now on every statement raises `Killed`, as this does."""
         was_dead, self.dead = self.dead, True
         if not was_dead:
             self.killed()
@@ -68,7 +68,7 @@ class InlineConnection:
 
 
 class _Burning:
-    """A plain connection that may be killed at each statement."""
+    """A plain connection that counts its statements, and may be killed at each."""
 
     def __init__(self, inline: InlineConnection) -> None:
         self._inline = inline
@@ -97,7 +97,7 @@ class InlineStore(SqliteFlowStore):
 
     @classmethod
     async def on(cls, database: sqlite3.Connection) -> tuple[InlineStore, InlineConnection]:
-        """Open the store as a new worker does: what was not committed is gone."""
+        """Open the store as a new worker does: uncommitted changes are rolled back."""
         if database.in_transaction:
             database.rollback()
         inline = InlineConnection(database)
@@ -110,7 +110,7 @@ _TEMPLATE: list[bytes] = []
 
 
 async def fresh() -> sqlite3.Connection:
-    """Return a migrated database; migrated once, copied ever after."""
+    """Return a migrated database: a copy of one that is migrated only once."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     if _TEMPLATE:
         database.deserialize(_TEMPLATE[0])
@@ -123,7 +123,7 @@ async def fresh() -> sqlite3.Connection:
 
 
 def copied(database: sqlite3.Connection) -> sqlite3.Connection:
-    """Return a copy, to look at without being seen."""
+    """Return a copy, to read without disturbing the original."""
     copy = sqlite3.connect(":memory:", isolation_level=None)
     copy.deserialize(database.serialize())
     return copy

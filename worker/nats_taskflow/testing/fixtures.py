@@ -1,8 +1,8 @@
-"""The pytest fixtures `taskflow`, `taskflow_clock`, `taskflow_chaos` and `taskflow_nats`.
+"""The pytest fixtures `taskflow` and `taskflow_{clock,chaos,nats}`.
 
-Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
-when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio. Async tests that ask for one of them need no mark and
-no `asyncio_mode`: they get the mark here.
+pytest loads this module in every run of everybody who has the worker installed. So it imports nothing but pytest; what a fixture needs is
+imported when a test asks for it. The fixtures are asynchronous and need pytest-asyncio. Async tests that use one of them need neither a
+mark nor `asyncio_mode`: they get the mark here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 _fixture: Callable[..., Any] = pytest.fixture
-with contextlib.suppress(ImportError):  # somebody's tests who has no use for us: they must run all the same
+with contextlib.suppress(ImportError):  # the tests of somebody who does not use this kit have to run without it
     from pytest_asyncio import fixture as _fixture
 
 if TYPE_CHECKING:
@@ -33,19 +33,25 @@ _MARK = "taskflow(reply_topics=..., ...): what the fixtures taskflow (TaskflowWo
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known."""
+    """Register the mark `taskflow`."""
     config.addinivalue_line("markers", _MARK)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a false alarm of Python's sqlite3 out of every test, whoever makes the world in it; a mark holds against `-W error`, too."""
+    """Silence a false alarm of Python's sqlite3 in every test.
+
+    Any test may make a world by itself. A mark works against `-W error`, too.
+    """
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(_NUMBERED))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # the innermost: pytest-asyncio's looks for the mark right after it
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
-    """Have pytest-asyncio run the async tests that use our fixtures, also where its mode is `strict`, which is its default."""
+    """Mark async tests that use our fixtures for pytest-asyncio.
+
+    Its default mode, `strict`, would not run them otherwise.
+    """
     made = yield
     for item in made if isinstance(made, list) else [made]:
         if isinstance(item, pytest.Function) and _needs_mark(item):
@@ -54,13 +60,13 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 
 
 def _needs_mark(test: pytest.Function) -> bool:
-    """Tell whether a test is asynchronous, uses a fixture of ours, and has not said itself who runs it."""
+    """Check whether an async test uses our fixtures and names no runner itself."""
     ours = inspect.iscoroutinefunction(test.obj) and not _OURS.isdisjoint(test.fixturenames)
     return ours and not any(test.get_closest_marker(loop) for loop in _LOOPS)
 
 
 def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return what the test's marks say, the nearest first."""
+    """Return the settings in the test's marks. The nearest mark wins."""
     settings: dict[str, Any] = {}
     for mark in request.node.iter_markers("taskflow"):
         settings = {**mark.kwargs, **settings}
@@ -68,21 +74,24 @@ def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def _checked(request: pytest.FixtureRequest, made: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings. Fails the test, in a sentence, for one that there is not."""
+    """Return the settings; fail the test, in a sentence, for an unknown one."""
     takes = [name for name in inspect.signature(made).parameters if name != "self"]
     for name in settings:
         if name not in takes:
             from nats_taskflow.text import meant  # noqa: PLC0415  see above
 
             hint = meant(name, takes) or f"; it takes {', '.join(takes)}"
-            said = f"@pytest.mark.taskflow has no setting {name!r} for the fixture {request.fixturename}{hint}"
-            pytest.fail(said, pytrace=False)
+            message = f"@pytest.mark.taskflow has no setting {name!r} for the fixture {request.fixturename}{hint}"
+            pytest.fail(message, pytrace=False)
     return settings
 
 
 @_fixture
 async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorld]:
-    """Give the whole worker in memory, with a virtual clock: `nats_taskflow.testing.TaskflowWorld`."""
+    """Give the whole worker in memory, with a virtual clock.
+
+    It is a `nats_taskflow.testing.TaskflowWorld`.
+    """
     from nats_taskflow.testing.world import TaskflowWorld  # noqa: PLC0415  see above
 
     # The same test has the same chaos in every run, and another one than its neighbours.
@@ -93,19 +102,28 @@ async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorl
 
 @pytest.fixture
 def taskflow_clock(taskflow: TaskflowWorld) -> Clock:
-    """Give the clock of `taskflow`, which the test moves: `await taskflow_clock.advance("3d")`."""
+    """Give the clock of `taskflow`, which the test moves.
+
+    For instance `await taskflow_clock.advance("3d")`.
+    """
     return taskflow.clock
 
 
 @pytest.fixture
 def taskflow_chaos(taskflow: TaskflowWorld) -> Chaos:
-    """Give the dials that disturb the worker of `taskflow`; after the test its promises are checked."""
+    """Give the controls for faults in the worker of `taskflow`.
+
+    After the test the worker's promises are checked.
+    """
     return taskflow.chaos
 
 
 @_fixture
 async def taskflow_nats(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowServer]:
-    """Give a real nats-server with a real worker process on it: `nats_taskflow.testing.TaskflowServer`."""
+    """Give a real nats-server with a real worker process on it.
+
+    It is a `nats_taskflow.testing.TaskflowServer`.
+    """
     from nats_taskflow.testing.server import TaskflowServer  # noqa: PLC0415  see above
 
     async with TaskflowServer(**_checked(request, TaskflowServer, _settings(request))) as server:

@@ -1,9 +1,9 @@
-"""Make the event loop's time follow a clock that a test moves, and tell when the loop has come to rest.
+"""Event loop time that follows a test's clock, and detection of an idle loop.
 
-The loop's own time goes on beside it, so that a timeout that guards a test against hanging still ends; on top of it comes what the test's
-clock has been moved by. `asyncio.sleep`, `asyncio.timeout` and `loop.call_later` of the code under test so follow the clock, and the
-clock stops at each of them on its way. The worker's own (it looks round every few seconds) are apart: time stops at what is due in its
-database instead, or a month would be two million looks.
+The loop's own time goes on beside it, so that a timeout that guards a test against hanging still ends. What the test's clock was moved by
+comes on top. So `asyncio.sleep`, `asyncio.timeout` and `loop.call_later` of the code under test follow the clock, and the clock stops at
+each of them on its way. The worker's own timers (it polls every few seconds) are apart: there, time stops at what is due in the database
+instead, or a month would be two million polls.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("taskflow_of_w
 _Timer = tuple[Micros, int, asyncio.TimerHandle]
 _REPLACED = ("time", "call_at", "call_later", "run_in_executor")
 _TURNS = 100_000
-_TOLD = 8
+"""Turns of the loop after which the code under test must be in an endless loop."""
+_READINGS = 8
 """How many readings of the loop's time are remembered."""
-"""Turns of the loop after which something must be turning in a circle."""
 
 
 class NeverAtRest(AssertionError):
@@ -32,20 +32,26 @@ class NeverAtRest(AssertionError):
 
 
 class LoopTime:
-    """The time of one event loop, while it is `installed`. `now` is the clock's, in microseconds since the epoch."""
+    """The time of one event loop, while it is `installed`.
+
+    `now` returns the clock's time, in microseconds since the epoch.
+    """
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
         self._loop: asyncio.BaseEventLoop
         self._ahead = 0.0
-        self._told: deque[float] = deque(maxlen=_TOLD)
+        self._readings: deque[float] = deque(maxlen=_READINGS)
         self._numbers = itertools.count()
         self._timers: dict[bool, list[_Timer]] = {True: [], False: []}
         self._threads: set[asyncio.Future[Any]] = set()
         self._resting = asyncio.Lock()
 
     def install(self) -> None:
-        """Take over the running loop's time. Raises `RuntimeError` for a loop whose time nobody can move."""
+        """Take over the running loop's time.
+
+        Raises `RuntimeError` for a loop that is not asyncio's own, and for one that follows another clock already.
+        """
         loop = asyncio.get_running_loop()
         if not isinstance(loop, asyncio.BaseEventLoop):
             message = f"a virtual clock moves the time of asyncio's own event loop; this test runs on {type(loop).__module__}"
@@ -63,12 +69,15 @@ class LoopTime:
             vars(self._loop).pop(name, None)
 
     def move(self, by: Micros) -> None:
-        """Move the loop's time."""
+        """Move the loop's time forward by microseconds."""
         self._ahead += by / SECOND
 
     async def rest(self) -> None:
-        """Return when nothing runs, and nothing will before time passes or something comes from outside. Raises `NeverAtRest`."""
-        async with self._resting:  # two that wait for each other's turns would never see the end of them
+        """Return when the loop is idle.
+
+        Then nothing runs before time passes or something comes from outside. Raises `NeverAtRest` where that is never the case.
+        """
+        async with self._resting:  # two at once would keep each other's loop busy for ever
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
                 if self._threads:
@@ -79,14 +88,20 @@ class LoopTime:
         raise NeverAtRest(message)
 
     def next_timer(self, *, of_worker: bool = False) -> Micros | None:
-        """Return when, by the clock, the next timer of the code under test fires, or the worker's own."""
+        """Return when, by the clock, the next timer fires: of the code under test.
+
+        `of_worker`: of the worker instead. None where no timer is set.
+        """
         timers = self._timers[of_worker]
         while timers and (timers[0][2].cancelled() or timers[0][2].when() <= self._loop.time()):
             heapq.heappop(timers)
         return timers[0][0] if timers else None
 
     def _overdue(self) -> bool:
-        """Tell whether a timer fires in the next turn. One that the clock has reached is not left a rounding short of it."""
+        """Check whether a timer fires in the next turn of the loop.
+
+        Where rounding leaves the loop's time just short of a timer that the clock has reached, the loop's time moves on to it.
+        """
         for timers in self._timers.values():
             while timers and timers[0][2].cancelled():
                 heapq.heappop(timers)
@@ -96,25 +111,27 @@ class LoopTime:
         return False
 
     def _time(self) -> float:
-        """Return the loop's time."""
-        told = type(self._loop).time(self._loop) + self._ahead
-        self._told.append(told)
-        return told
+        reading = type(self._loop).time(self._loop) + self._ahead
+        self._readings.append(reading)
+        return reading
 
     def _call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        """Note a timer that fires after `delay` seconds, by the loop as by the clock."""
         return self._timer(delay, self._loop.time() + delay, callback, args, context)
 
     def _call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        """Note a timer for a time of the loop: whole milliseconds after one that was told a moment ago, or longer on a busy machine."""
+        """Set a timer for a time of the loop.
+
+        Assumes a delay of whole milliseconds since one of the last readings of the loop's time: on a busy machine it has moved on since
+        then.
+        """
         self._loop.time()
-        delay = min((when - told for told in self._told), key=lambda one: abs(one - round(one, 3)))
+        delay = min((when - reading for reading in self._readings), key=lambda one: abs(one - round(one, 3)))
         return self._timer(round(delay, 3), when, callback, args, context)
 
     def _timer(
         self, delay: float, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
     ) -> asyncio.TimerHandle:
-        """Make a timer, and note when it fires by the clock, and whose it is."""
+        """Set a timer; record when it fires by the clock, and whose it is."""
         handle = type(self._loop).call_at(self._loop, when, callback, *args, context=context)
         of_worker = context.get(_OF_WORKER, False) if context is not None else _OF_WORKER.get()
         due = self._now() + max(round(delay * SECOND), 0)
@@ -122,7 +139,7 @@ class LoopTime:
         return handle
 
     def _run_in_executor(self, executor: Any, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Note what is handed to a thread: the loop is not at rest before it is back."""
+        """Record work handed to a thread: the loop is not idle before it is back."""
         future: asyncio.Future[Any] = type(self._loop).run_in_executor(self._loop, executor, function, *args)
         self._threads.add(future)
         future.add_done_callback(self._threads.discard)

@@ -1,4 +1,7 @@
-"""The whole worker in memory: one life after another on one database and one broker, and what is due in them, for a virtual clock."""
+"""The whole worker in memory, and what is due in it, for a virtual clock.
+
+One run of the worker after another uses the same database and the same broker.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.units import Micros
 
 _MOST_RETRIES = 1000
-"""How often in a row time stops for the worker's retries. What has not gone through by then will not before somebody helps."""
+"""How often in a row time stops for the worker's retries. What still fails then needs help from outside."""
 
 # What time acts on by itself: timers and deadlines, requests to delegates that nobody took, replies that nobody came for.
 _NEXT = """
@@ -37,7 +40,7 @@ SELECT 1 FROM held WHERE expires_us <= ?1 UNION ALL SELECT 1 FROM ended WHERE at
 
 
 class MemoryWorker:
-    """A worker whose database and broker outlive it. `bus` makes its next connection to the broker."""
+    """A worker whose database and broker outlive it."""
 
     def __init__(self, config: Config, clock: Clock, broker: MemoryBroker) -> None:
         self.config = config
@@ -56,7 +59,10 @@ class MemoryWorker:
         self._database = await fresh()
 
     async def start(self, bus: MemoryBus) -> None:
-        """Start the next worker on what is left of the last one."""
+        """Start the next worker on the database and broker that are left.
+
+        `bus` is its connection to the broker.
+        """
         self._bus = bus
         self._store, self._inline = await InlineStore.on(self._database)
         self._inline.killed = bus.disconnect
@@ -64,7 +70,7 @@ class MemoryWorker:
         await self._life.begin(context=of_worker())
 
     async def stop(self) -> None:
-        """Stop it as an operator does."""
+        """Stop the worker as an operator does."""
         if self._life is not None:
             self._life.ask_to_stop()
             await self._clock.loop.rest()
@@ -74,7 +80,10 @@ class MemoryWorker:
             self._life = None
 
     async def kill(self) -> None:
-        """Kill it: from now on it reaches neither broker nor database, and its memory is gone."""
+        """Kill the worker.
+
+        From now on it reaches neither broker nor database, and its memory is gone.
+        """
         if self._life is not None:
             self._bus.disconnect()
             self._inline.dead = True
@@ -87,7 +96,7 @@ class MemoryWorker:
         self._database.close()
 
     def kill_after(self, statements: int) -> None:
-        """Kill it in the midst of its work, after this many more SQL statements."""
+        """Kill the worker in the midst of its work, after this many SQL statements."""
         self._inline.fuse = statements
 
     @property
@@ -96,7 +105,10 @@ class MemoryWorker:
         return self._life is not None and not self._life.over and not self._inline.dead
 
     async def settled(self) -> None:
-        """Return when nothing more happens without time passing; raises what ended the worker, unless it was killed."""
+        """Return when nothing more happens without time passing.
+
+        Raises what ended the worker, unless it was killed.
+        """
         await self._clock.loop.rest()
         if self._life is None or self.alive:
             return
@@ -106,22 +118,25 @@ class MemoryWorker:
             raise failure
 
     def _inline_killed(self, failure: BaseException) -> bool:
-        """Tell whether the worker ended because its database was cut off: that is how it is killed."""
+        """Check whether the worker ended because its database was cut off: by a kill."""
         return isinstance(failure, Killed) or self._inline.fuse is not None
 
     def next_due(self) -> Micros | None:
-        """Return when the next thing after now is due: in the database, at the broker, or in the code under test."""
+        """Return when the next thing after now is due; None for never.
+
+        It may be due in the database, at the broker, or in the code under test.
+        """
         now = self._clock()
-        found = [self._clock.loop.next_timer(), *(consumer.next_due() for consumer in self.broker.consumers.values())]
+        times = [self._clock.loop.next_timer(), *(consumer.next_due() for consumer in self.broker.consumers.values())]
         if self.alive:
-            found.append(self._database.execute(_NEXT, (now, self.config.store.retain_terminal)).fetchone()[0])
+            times.append(self._database.execute(_NEXT, (now, self.config.store.retain_terminal)).fetchone()[0])
             self._retries = self._retries + 1 if self._busy() else 0
             if 0 < self._retries <= _MOST_RETRIES:
-                found.append(self._clock.loop.next_timer(of_worker=True))
-        return min((at for at in found if at is not None and at > now), default=None)
+                times.append(self._clock.loop.next_timer(of_worker=True))
+        return min((at for at in times if at is not None and at > now), default=None)
 
     async def arrived(self) -> None:
-        """Begin what is due now: the broker looks for what to deliver again, the worker for what has served."""
+        """Start what is due now: redelivery at the broker, pruning in the worker."""
         self.broker.tick()
         if self.alive and self._database.execute(_SERVED, (self._clock(), self.config.store.retain_terminal)).fetchone() is not None:
             assert self._life is not None
@@ -130,24 +145,35 @@ class MemoryWorker:
             task.add_done_callback(self._pruned)
 
     def _pruned(self, task: asyncio.Task[dict[str, int]]) -> None:
-        """Take notice: what could not be deleted is deleted when the pruner comes round by itself."""
+        """Retrieve the exception, or asyncio logs it.
+
+        The pruner tries again by itself.
+        """
         self._pruning.discard(task)
         if not task.cancelled():
             task.exception()
 
     def _busy(self) -> bool:
-        """Tell whether the worker has something in hand that waits for time to pass: what it failed at, it tries again."""
+        """Check whether the worker has work in hand that waits for time to pass.
+
+        That is work that failed and is retried.
+        """
         assert self._life is not None
-        its = self._life.services
-        in_hand = its.waits.held_back or its.engine.queued or its.engine.stalled or any(one.in_hand for one in its.consumers)
-        return bool(in_hand) or not all(relay.idle for relay in its.relays)
+        services = self._life.services
+        in_hand = (
+            services.waits.held_back or services.engine.queued or services.engine.stalled or any(one.in_hand for one in services.consumers)
+        )
+        return bool(in_hand) or not all(relay.idle for relay in services.relays)
 
     async def broken_promises(self) -> list[str]:
-        """Look at everything that always holds of database and streams (`nats_taskflow.store.invariants`), and say what does not."""
+        """Check all invariants of database and streams, and return what is violated.
+
+        They are those of `nats_taskflow.store.invariants`.
+        """
         rest = self.alive and not self._busy()
         if rest and self._life is not None:
             for relay in self._life.services.relays:
-                await relay.drain(1.0)  # nothing is left to publish: it notes how far it has come
+                await relay.drain(1.0)  # nothing is left to publish: it stores its position
         events, letters = self._ledger("TASKFLOW_EVT"), self._ledger("TASKFLOW_DLQ")
         database = copied(self._database)
         try:
@@ -160,20 +186,17 @@ class MemoryWorker:
             letters.close()
 
     def unsettled(self, source: ConsumerSpec) -> int:
-        """Count the messages of a stream without an outcome."""
+        """Count the messages of a stream that are not settled yet."""
         backlog = self.broker.consumer(source).backlog()
         return backlog.pending + backlog.delivered - backlog.floor
 
     def _ledger(self, stream: str) -> Ledger:
-        """Read what a stream keeps."""
         return Ledger(self._messages(stream), first=self._first(stream))
 
     def _messages(self, stream: str) -> Iterator[LedgerMessage]:
-        """Give the messages of a stream."""
         for stored in self.broker.streams[stream].messages.values():
             yield LedgerMessage(stored.seq, stored.subject, stored.headers, stored.body)
 
     def _first(self, stream: str) -> int:
-        """Return the lowest place that a stream keeps."""
         has = self.broker.streams[stream]
         return min(has.messages, default=has.last_seq + 1)

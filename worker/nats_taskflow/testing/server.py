@@ -1,4 +1,7 @@
-"""The same for a real nats-server and a real worker process: what a test in memory cannot show, and the only place that takes real time."""
+"""A real nats-server with a real worker process, for tests.
+
+For what a test in memory cannot show. Nothing else in the test kit takes real time.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ _TAIL = 20
 
 
 class TaskflowServer(Assertions):
-    """`async with TaskflowServer() as server:` runs a nats-server on a free port and a worker on it, both gone at the end.
+    """A nats-server on a free port with a worker on it, both gone at the end.
 
-    `url` is where NATS is; `reply_topics`: subjects that carry replies; `environment`: more settings of the worker (`TASKFLOW_…`). The
-    binary comes with `nats-taskflow[dev]`, from PATH, or from NATS_SERVER_BIN. Asserts become true within `patience` seconds, or fail.
+    Use it as `async with TaskflowServer() as server:`. `url` is where NATS is. `reply_topics`: subjects that carry replies. `environment`:
+    more settings of the worker (`TASKFLOW_…`). The binary comes with `nats-taskflow[dev]`, from PATH, or from NATS_SERVER_BIN. An assert
+    fails that has not become true within `patience` seconds.
     """
 
     def __init__(
@@ -74,16 +78,21 @@ class TaskflowServer(Assertions):
 
     @property
     def _transport(self) -> Transport:
-        """The connection of the asserts."""
         return self._own
 
     async def client(self, agent: str, **options: Any) -> FlowClient:
-        """Return a new client of this agent, on a connection of its own. It is closed at the end."""
+        """Return a new client of this agent, on its own connection.
+
+        It is closed at the end.
+        """
         options.setdefault("prefix", self._more.get("TASKFLOW_SUBJECTS_PREFIX", "taskflow"))
         return await self._closing.enter_async_context(FlowClient.connect(self.url, agent=agent, **options))
 
     async def start(self) -> None:
-        """Start a worker on the database that is left, and return when it is ready. Raises `AssertionError` with its log."""
+        """Start a worker on the database that is left; return when it is ready.
+
+        Raises `AssertionError` with the end of its log when it does not get ready.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
         environment = {
             **kept,
@@ -114,7 +123,10 @@ class TaskflowServer(Assertions):
             self._process = None
 
     async def kill(self) -> None:
-        """Kill the worker (SIGKILL): its memory is lost, its database kept. `start` begins the next one."""
+        """Kill the worker (SIGKILL).
+
+        Its memory is lost, its database kept. `start` begins the next one.
+        """
         if self._process is not None:
             if self._process.returncode is None:
                 self._process.kill()
@@ -123,5 +135,4 @@ class TaskflowServer(Assertions):
 
     @property
     def _log(self) -> Path:
-        """Where the worker's log goes."""
         return self._folder / "worker.log"

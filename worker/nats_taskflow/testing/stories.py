@@ -1,4 +1,7 @@
-"""Tell the story of a flow, for an assert that fails: what happened when, where the flow is now, and what it waits for."""
+"""Write the story of a flow, for an assert that fails.
+
+It says what happened when, where the flow is now, and what it waits for.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def story(flow: Json, events: list[Json], sentences: list[Json]) -> str:
 
 
 def said(condition: Json | None) -> str:
-    """Say what a flow waits for."""
+    """Describe what a flow waits for."""
     if condition is None:
         return "nothing"
     match condition:
@@ -41,7 +44,7 @@ def said(condition: Json | None) -> str:
 
 
 def leaves(condition: Json | None) -> Iterator[Json]:
-    """Give the replies that a condition waits for."""
+    """Yield the waits for a reply in a condition, however deep."""
     if condition is None:
         return
     if condition.get("kind") == "external_event":
@@ -51,7 +54,7 @@ def leaves(condition: Json | None) -> Iterator[Json]:
 
 
 def _lines(flow: Json, events: list[Json], sentences: list[Json]) -> Iterator[str]:
-    """Give the lines."""
+    """Yield the story, line by line."""
     yield f"the story of {flow['id']} ({flow['controller_id']}: {flow['goal']!r})"
     began = _at(events[0]) if events else 0
     rows = [(str(e["seq"]), f"+{shown(_at(e) - began)}", e["kind"], f"by {e['actor']}", _about(e)) for e in events]
@@ -64,20 +67,18 @@ def _lines(flow: Json, events: list[Json], sentences: list[Json]) -> Iterator[st
 
 
 def _about(event: Json) -> str:
-    """Say what an event is about."""
+    """Describe the payload of an event, on the rest of its line."""
     payload = event["payload"]
-    told = {name: payload[name] for name in _TELLING if payload.get(name) is not None}
-    if list(told) == ["wait"] and isinstance(told["wait"], dict):
-        return f"for {said(told['wait'])}"
-    return _short(told) if told else ""
+    details = {name: payload[name] for name in _TELLING if payload.get(name) is not None}
+    if list(details) == ["wait"] and isinstance(details["wait"], dict):
+        return f"for {said(details['wait'])}"
+    return _short(details) if details else ""
 
 
 def _short(value: Any) -> str:
-    """Write a value on the rest of a line."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
 def _at(event: Json) -> Micros:
-    """Return when an event was, in microseconds."""
     return to_micros(datetime.fromisoformat(event["at"]))

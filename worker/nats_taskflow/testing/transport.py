@@ -1,4 +1,7 @@
-"""The client's port in memory: `FlowClient`, agents and delegates run on it as they do on NATS."""
+"""The client's port in memory.
+
+`FlowClient`, agents and delegates run on it as they do on NATS.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class MemorySubscription:
 
 
 class MemoryTransport:
-    """An agent's connection to a broker in memory. `disturbed` says whether the acknowledgement of a publish gets lost this time."""
+    """An agent's connection to a broker in memory.
+
+    `disturbed` returns whether the acknowledgement of a publish gets lost this time.
+    """
 
     def __init__(self, broker: MemoryBroker, *, disturbed: Callable[[], bool] = lambda: False) -> None:
         self._broker = broker
@@ -65,18 +71,20 @@ class MemoryTransport:
 
     @property
     def lossless(self) -> bool:
-        """Nothing lies between."""
+        """Always True: no network lies between."""
         return True
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
-        """Ask, and return the first answer."""
+        """Send a request, and return the first answer.
+
+        Raises `NoAnswer` when nobody listens, and when none comes within `timeout` seconds.
+        """
         self._check_open()
         if flaw := objection(subject, body, headers, _MAX_PAYLOAD):
             raise NoAnswer(flaw, nobody=True)
         answer: asyncio.Future[TransportMessage] = asyncio.get_running_loop().create_future()
 
         def take(message: TransportMessage) -> None:
-            """Take the first answer."""
             if not answer.done():
                 answer.set_result(message)
 
@@ -96,13 +104,16 @@ class MemoryTransport:
             await inbox.close()
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:  # noqa: ARG002  it is answered at once
-        """Store a message in the stream that captures the subject."""
+        """Store a message in the stream that captures the subject.
+
+        Raises `NotStored` where it is refused or its acknowledgement gets lost.
+        """
         self._check_open()
-        said = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
-        if flaw := objection(subject, body, said, _MAX_PAYLOAD):
+        stamped = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
+        if flaw := objection(subject, body, stamped, _MAX_PAYLOAD):
             raise NotStored(flaw, refused=True)
         try:
-            stored = self._broker.publish(subject, body, said)
+            stored = self._broker.publish(subject, body, stamped)
         except PublishFailed as failed:
             raise NotStored(str(failed), refused=failed.refused) from failed
         if stored is None:
@@ -120,7 +131,7 @@ class MemoryTransport:
         self._published(subject, body, headers, reply)
 
     async def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncGenerator[TransportMessage, None]:
-        """Give the messages of a stream, from history and then live."""
+        """Yield the messages of a stream, from history and then live."""
         async with contextlib.aclosing(self._turns()) as turns:
             async for _ in turns:
                 has = self._broker.streams.get(stream)
@@ -132,7 +143,10 @@ class MemoryTransport:
     async def consume(
         self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100
     ) -> AsyncGenerator[ConsumerMessage, None]:
-        """Give the deliveries of a durable consumer; what was in hand of an earlier reader comes first."""
+        """Yield the deliveries of a durable consumer.
+
+        What an earlier reader had in hand comes first.
+        """
         source = ConsumerSpec(stream=stream, consumer=durable, filters=(subject,), ack_wait=ack_wait, max_ack_pending=at_most)
         resumed = False
         async with contextlib.aclosing(self._turns()) as turns:
@@ -147,7 +161,7 @@ class MemoryTransport:
                     yield self._in_hand(source, delivered)
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:  # noqa: ARG002  it is there at once
-        """Make a bucket."""
+        """Create a bucket, unless it exists; values stay for `keep` seconds."""
         self._check_open()
         name = kv.stream_name(bucket)
         if name not in self._broker.streams:
@@ -162,7 +176,7 @@ class MemoryTransport:
             )
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:  # noqa: ARG002  it is answered at once
-        """Read a key."""
+        """Read a key; None where it has no value."""
         self._check_open()
         stream = self._broker.streams.get(kv.stream_name(bucket))
         if stream is None:
@@ -179,7 +193,6 @@ class MemoryTransport:
         context = contextvars.copy_context()  # its own, whoever publishes
 
         def take(heard: CoreMessage) -> None:
-            """Hand a message to its own task."""
             task = asyncio.get_running_loop().create_task(_handled(handler, _message(heard)), context=context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -187,13 +200,13 @@ class MemoryTransport:
         return self._listen(subject, Subscriber((subject,), take, queue))
 
     async def open_inbox(self, take: Callable[[TransportMessage], None]) -> MemorySubscription:
-        """Open a private address."""
+        """Subscribe to a private subject, for answers."""
         subject = f"_INBOX.{secrets.token_hex(11)}"
         context = contextvars.copy_context()
         return self._listen(subject, Subscriber((f"{subject}.*",), lambda heard: context.copy().run(take, _message(heard))))
 
     async def close(self) -> None:
-        """Close; what waits ends with `Lost`."""
+        """Close the connection. Pending calls raise `Lost`."""
         self._closed.set()
         for event in self._more:
             event.set()
@@ -201,30 +214,32 @@ class MemoryTransport:
             self.forget(subscriber)
 
     def forget(self, subscriber: Subscriber) -> None:
-        """Listen no more."""
+        """Remove a subscriber."""
         if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
             self._broker.subscribers.remove(subscriber)
 
     def _listen(self, subject: str, subscriber: Subscriber) -> MemorySubscription:
-        """Listen from now on."""
+        """Subscribe. Raises `Lost` once closed."""
         self._check_open()
         self._subscribers.append(subscriber)
         self._broker.subscribers.append(subscriber)
         return MemorySubscription(self, subject, subscriber)
 
     def _published(self, subject: str, body: bytes, headers: Headers, reply: str) -> Any:
-        """Publish on core NATS; a stream that captures the subject keeps it, too, unless it is full."""
+        """Publish on core NATS.
+
+        A stream that captures the subject stores the message too, unless it is full.
+        """
         with contextlib.suppress(PublishFailed):
             return self._broker.publish(subject, body, headers, reply)
         return None
 
     def _in_hand(self, source: ConsumerSpec, delivered: Delivered) -> ConsumerMessage:
-        """Return a delivery that can be settled."""
+        """Wrap a delivery, with the calls that settle it."""
         message = TransportMessage(subject=delivered.subject, body=delivered.body, headers=delivered.headers, seq=delivered.seq)
 
         async def settle(settlement: Settlement) -> None:
-            """Tell the broker."""
             self._broker.consumer(source).settle(delivered.seq, settlement, self._broker.clock())
             self._broker.tick()
 
@@ -237,7 +252,10 @@ class MemoryTransport:
         )
 
     async def _turns(self) -> AsyncGenerator[None, None]:
-        """Give a turn now, and whenever the broker has something new, or its clock was moved; raises `Lost` once closed."""
+        """Yield now, and whenever the broker has news or its clock was moved.
+
+        Raises `Lost` once closed.
+        """
         more = asyncio.Event()
         self._more.add(more)
         self._broker.wakers.append(more.set)
@@ -252,7 +270,10 @@ class MemoryTransport:
             self._broker.wakers.remove(more.set)
 
     async def _unless_closed(self, answer: asyncio.Future[TransportMessage]) -> TransportMessage:
-        """Return the answer; raises `Lost` when the connection is closed before it comes."""
+        """Return the answer.
+
+        Raises `Lost` when the connection is closed before it comes.
+        """
         closed = asyncio.ensure_future(self._closed.wait())
         ends: set[asyncio.Future[Any]] = {answer, closed}
         try:
@@ -264,16 +285,13 @@ class MemoryTransport:
             closed.cancel()
 
     def _check_open(self) -> None:
-        """Raise `Lost` once closed."""
         if self._closed.is_set():
             raise Lost("the connection is closed")
 
 
 async def _handled(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
-    """Handle a message."""
     await handler(message)
 
 
 def _message(heard: CoreMessage) -> TransportMessage:
-    """Return a message as the client sees it."""
     return TransportMessage(subject=heard.subject, body=heard.body, headers=heard.headers, reply=heard.reply)

@@ -1,4 +1,7 @@
-"""One life of the whole worker in this process: from its start on a store and a bus to its stop, or its kill."""
+"""One run of the whole worker in this process, from its start to its stop or kill.
+
+Store and bus are the caller's.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _PATIENCE = 10.0
 
 
 class WorkerRun:
-    """A worker, wired as `app` wires it. `store` is open already; who opened it closes it. `clock` is its time."""
+    """A worker, wired as `app` wires it.
+
+    `store` is open already; who opened it closes it. `clock` is its time.
+    """
 
     def __init__(self, config: Config, store: Store, bus: Bus, *, clock: Clock) -> None:
         self._config = config
@@ -31,7 +37,10 @@ class WorkerRun:
         self.services: wiring.Services
 
     async def begin(self, *, context: contextvars.Context | None = None, adopt: bool = False) -> None:
-        """Start it, and return when it is ready; raises what keeps it from that. `adopt`: as with `taskflow run --adopt`."""
+        """Start the worker, and return when it is ready.
+
+        Raises what keeps it from that. `adopt`: as with `taskflow run --adopt`.
+        """
         self.services = await wiring.set_up(self._config, self._store, self._bus, MetricsRecorder(Metrics()), self._clock, adopt=adopt)
         is_ready = asyncio.Event()
         living = wiring.supervise(self._config, self.services, self._stop, is_ready.set)
@@ -49,25 +58,31 @@ class WorkerRun:
 
     @property
     def died_of(self) -> BaseException | None:
-        """What ended it before it was asked to stop; None while it lives, and where nothing did."""
+        """What ended the worker before it was asked to stop.
+
+        None while it runs, and where nothing did.
+        """
         if self._task is None or not self._task.done() or self._task.cancelled():
             return None
         failure = self._task.exception()
         return root_of(failure) if isinstance(failure, BaseExceptionGroup) else failure
 
     def ask_to_stop(self) -> None:
-        """SIGTERM."""
+        """Ask the worker to stop, as SIGTERM does."""
         self._stop.request()
 
     async def ended(self) -> None:
-        """Return when the worker has ended by itself; raises what ended it."""
+        """Return when the worker has ended by itself. Raises what ended it."""
         if self._task is not None:
             await asyncio.wait_for(self._task, _PATIENCE)
 
     async def cut(self) -> None:
-        """SIGKILL: whatever it does while it falls, it cannot reach store and bus any more if they are cut off before."""
+        """Cancel the worker, as abruptly as SIGKILL.
+
+        Cut off store and bus before: what it does while it is cancelled must not reach them.
+        """
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
             if not self._task.cancelled():
-                self._task.exception()  # it is dead, and nobody asks of what
+                self._task.exception()  # retrieve it, or asyncio logs it

@@ -1,4 +1,4 @@
-"""The world of a test: the whole worker in memory, a clock that the test moves, chaos by seed, and the asserts."""
+"""The world of a test: the worker in memory, a virtual clock, faults, asserts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from nats_taskflow.testing.transport import MemoryTransport
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have the worker log only what goes wrong, on stderr, unless the program has said how it logs: structlog prints all, on stdout."""
+    """Have the worker log only warnings and worse, on stderr.
+
+    structlog would print everything on stdout. Where the program has configured logging itself, nothing changes.
+    """
     if structlog.is_configured():
         yield
         return
@@ -40,10 +43,11 @@ def _quiet() -> Iterator[None]:
 
 
 class TaskflowWorld(Assertions):
-    """`async with TaskflowWorld() as world:` runs the worker in memory. Everything in it is gone at the end.
+    """The whole worker in memory, gone at the end with everything in it.
 
-    `reply_topics`: subjects that carry replies, as `subjects.reply_topics`; `config` for all other settings. `at`: when it begins
-    (now); `seed`: of the chaos. The worker's promises are checked at the end of every test that disturbed it.
+    Use it as `async with TaskflowWorld() as world:`. `reply_topics`: subjects that carry replies, as `subjects.reply_topics`. `config`: all
+    other settings. `at`: when the world begins (now). `seed`: of the chaos. After every test that injected faults, the worker's promises
+    are checked.
     """
 
     def __init__(
@@ -97,36 +101,48 @@ class TaskflowWorld(Assertions):
 
     @property
     def _transport(self) -> Transport:
-        """The connection of the asserts, which nothing disturbs."""
         return self._own
 
     def transport(self) -> MemoryTransport:
-        """Return a new connection to the broker, as the client, agents and delegates take it. It is closed at the end."""
+        """Return a new connection to the broker, for a client, agent or delegate.
+
+        It is closed at the end.
+        """
         made = MemoryTransport(self.broker, disturbed=lambda: self.chaos.does("drop"))
         self._closing.push_async_callback(made.close)
         return made
 
     async def client(self, agent: str, **options: Any) -> FlowClient:
-        """Return a new client of this agent, on a connection of its own, as `FlowClient` takes `options`. It is closed at the end."""
+        """Return a new client of this agent, on its own connection.
+
+        `options` are those of `FlowClient`. It is closed at the end.
+        """
         flows = FlowClient(self.transport(), agent=agent, prefix=self._prefix, **options)
         await flows.open()
         self._closing.push_async_callback(flows.close)
         return flows
 
     def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something beside the test, an agent's loop for one, until the end. If it fails, so does the test."""
+        """Run something beside the test until the end, such as an agent's loop.
+
+        If it fails, so does the test.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self._beside.add(task)
         return task
 
     async def publish(self, subject: str, payload: object, *, msg_id: str) -> PublishReceipt:
-        """Publish JSON into the stream that takes the subject, as anybody may who knows nothing of this kit."""
+        """Publish JSON into the stream that takes the subject.
+
+        It does not use the client: any program may publish so.
+        """
         return await self._own.publish(subject, msgspec.json.encode(payload), msg_id=msg_id, timeout=5.0)
 
     async def settled(self) -> None:
-        """Return when nothing more happens without time passing: every message has its outcome, every event is published.
+        """Return when nothing more happens without time passing.
 
-        What failed is tried again when time passes: `clock.advance`. Raises what ended the worker, where it was not killed.
+        Then every message has its outcome, and every event is published. What failed is tried again when time passes: `clock.advance`.
+        Raises what ended the worker, unless it was killed.
         """
         await self._worker.settled()
         for task in [one for one in self._beside if one.done()]:
@@ -135,17 +151,23 @@ class TaskflowWorld(Assertions):
                 task.result()
 
     async def assert_promises(self) -> None:
-        """Assert everything that always holds of the database and of what was published, as `taskflow db check` does."""
+        """Assert all invariants of the database and of what was published.
+
+        They are those that `taskflow db check` checks.
+        """
         await self.settled()
         broken = await self._worker.broken_promises()
         assert not broken, f"the worker broke its promises ({self.chaos!r}):\n" + "\n".join(broken)
 
     def next_due(self) -> int | None:
-        """Return when the next thing is due, in microseconds since the epoch; None for never."""
+        """Return when the next thing is due; None for never.
+
+        In microseconds since the epoch.
+        """
         return self._worker.next_due()
 
     async def arrived(self) -> None:
-        """Begin what is due now; the clock calls it."""
+        """Start what is due now; the clock calls it."""
         await self._worker.arrived()
 
     async def _kill(self, after: int | None) -> None:
@@ -156,7 +178,6 @@ class TaskflowWorld(Assertions):
             self._worker.kill_after(after)
 
     async def _restart(self) -> None:
-        """Start the next worker."""
         await self._worker.kill()
         await self._worker.start(FaultyBus(self.broker))
         await self.settled()

@@ -1,4 +1,4 @@
-"""`taskflow db`: look after the database file, whether a worker runs on it or not."""
+"""`taskflow db`: commands on the database file, with or without a worker on it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
 
 def _target(path: str, dest: Path | None) -> Path:
-    """Return the path of the copy: DEST, or a name with the time in the folder DEST or beside the database."""
+    """Return the path of the copy.
+
+    That is DEST, or a name with the time in the folder DEST or beside the database.
+    """
     from nats_taskflow.config.paths import resolve_or_refuse
     from nats_taskflow.doors.admin.backup_process import copy_name
 

@@ -1,4 +1,4 @@
-"""`taskflow db check`: does everything hold that the worker promises, in a database that is live or a copy."""
+"""`taskflow db check`: check all invariants of a database, live or a copy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
 
 
 def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
-    """Put together what is checked: the database and, of both streams, what was published."""
+    """Put together what is checked: the database, and what both streams published."""
     from nats_taskflow.store.invariants import Evidence
     from nats_taskflow.wire.subjects import Subjects
     from nats_taskflow.wiring import REMEMBERED_TIMES
@@ -61,7 +61,10 @@ def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None
 
 
 def _streams(config: Config, place: str) -> dict[str, Any]:
-    """Read what was published. First of all how far publishing was: what a worker does meanwhile is no violation."""
+    """Read what was published.
+
+    First it reads how far publishing was: what a worker does meanwhile is no violation.
+    """
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks

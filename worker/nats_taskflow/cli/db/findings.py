@@ -1,4 +1,7 @@
-"""Print what `taskflow db check` found: a few lines for a person, a JSON object for a program."""
+"""Print what `taskflow db check` found.
+
+A few lines for a person, a JSON object for a program.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _PROGRESS_STEP = 500
 
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Progress]:
-    """Give what is told how far the check is; if `shown`, a person at a terminal sees it on stderr."""
+    """Give a function that reports how far the check is.
+
+    If `shown`, a person at a terminal sees it on stderr.
+    """
     if not (shown and sys.stderr.isatty()):
         yield lambda _name, _count: None
         return
@@ -71,5 +77,4 @@ def _show_violated(violated: Violated) -> None:
 
 
 def _say(text: str, indent: str = "", **style: bool) -> None:
-    """Print a sentence, broken between words at a terminal."""
     click.echo(indent + paint(wrap(printable(text), terminal_width(), indent), **style))

@@ -1,4 +1,7 @@
-"""`taskflow db prune|export|migrate`: delete flows that ended long ago, export all as JSON lines, bring the schema up to date."""
+"""`taskflow db prune|export|migrate`: maintain the database.
+
+Delete flows that ended long ago, export all as JSON lines, bring the schema up to date.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ _JSON_COLUMNS = {
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
-    """Refuse what is no duration before anybody is asked to confirm."""
+    """Refuse a bad duration before anybody is asked to confirm."""
     from nats_taskflow.units import parse_duration
 
     try:
@@ -76,7 +79,10 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
 
 
 async def _count_prunable(session: OperatorSession, older_than: str) -> int:
-    """Count the flows that ended that long ago, also those that would be kept until their events are published."""
+    """Count the flows that ended that long ago.
+
+    It also counts those that would be kept until their events are published.
+    """
     total = 0
     for status in ("finished", "failed", "cancelled"):
         cursor: str | None = None
@@ -125,12 +131,12 @@ def _write(database: sqlite3.Connection, out: IO[str], total: int) -> None:
 
 
 def _plain(row: sqlite3.Row) -> dict[str, Any]:
-    """Return a row by its columns' names, with JSON decoded and without the keys that only tables know."""
+    """Convert a row to a dictionary, with JSON decoded and without internal keys."""
     return dict(_fields(row))
 
 
 def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
-    """Give the fields of a row."""
+    """Yield the fields of a row."""
     for name in row.keys():  # noqa: SIM118 - iterating a row gives its values
         if name in ("n", "flow", "epoch"):
             continue

@@ -1,4 +1,4 @@
-"""`taskflow demo`: a flow that survives a kill, on real parts, told in the terminal."""
+"""`taskflow demo`: a flow that survives a kill, on a real server and worker."""
 
 from __future__ import annotations
 

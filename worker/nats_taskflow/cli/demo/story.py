@@ -1,4 +1,7 @@
-"""Tell the story of a flow that survives a kill: parked, the worker killed, the reply sent while it is dead, and nothing lost."""
+"""Play the demo: a flow survives the kill of its worker.
+
+The flow is parked, the worker is killed, the reply is sent while it is dead, and nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ _PATIENCE = 10.0
 
 
 class StoryFailed(Exception):
-    """The story went wrong; the message says where."""
+    """The demo went wrong; the message says where."""
 
 
 def run() -> int:
-    """Tell the story; return 0 when all of it came true, 1 otherwise."""
+    """Play the demo; return 0 when all of it came true, 1 otherwise."""
     configure_logging(LogConfig(level="error"))
     with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder:
         try:
@@ -46,7 +49,7 @@ def run() -> int:
 
 
 class _Story:
-    """The demo's parts: a broker, a worker process that can be killed, and an agent's connection."""
+    """The demo's parts: a broker, a killable worker process, an agent's connection."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -56,7 +59,7 @@ class _Story:
         self._chapter = 0
 
     async def tell(self) -> None:
-        """Tell the story from start to end."""
+        """Play the chapters, from start to end."""
         click.secho("\n  nats-taskflow: a flow that survives kill -9\n", bold=True)
         async with self._broker(), self._agent() as agent:
             await self._start()
@@ -167,7 +170,7 @@ class _Story:
         return int(json.loads(line)["pid"])
 
     async def _until(self, agent: Client, flow: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask for the flow until the condition is true of it."""
+        """Poll the flow until the condition is true of it. Raises `StoryFailed`."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             shown: dict[str, Any] = (await _ask(agent, "status", {"flow_id": flow}))["flow"]
@@ -187,18 +190,19 @@ class _Story:
         return [(message.subject, json.loads(message.data)) for message in messages]
 
     def _begin_chapter(self, title: str) -> None:
-        """Print the title of a chapter."""
         self._chapter += 1
         click.echo()
         click.secho(f"  {self._chapter}. {title}", fg="cyan")
 
     def _show(self, label: str, text: str) -> None:
-        """Print what happened."""
         click.echo(f"     {label:<8} {text}")
 
 
 async def _ask(agent: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a request as kate and return the answer. Raises `StoryFailed` for a refusal."""
+    """Send a request as kate and return the answer.
+
+    Raises `StoryFailed` for a refusal.
+    """
     try:
         answer = await agent.request(f"taskflow.api.kate.{verb}", json.dumps(body).encode(), timeout=_PATIENCE)
     except NatsError as error:

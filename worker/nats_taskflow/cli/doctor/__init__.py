@@ -1,4 +1,7 @@
-"""`taskflow doctor`: look at everything that has to be right, and say what to do where it is not."""
+"""`taskflow doctor`: check everything that has to be right.
+
+Where something is not, it says what to do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `taskflow doctor` looks at over NATS: the server, the streams and consumers, and the workers that answer."""
+"""The checks of `taskflow doctor` over NATS.
+
+They cover the server, the streams and consumers, and the workers that answer.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _NTP = "let both machines keep time (chrony, systemd-timesyncd)"
 
 
 async def examine_broker(config: Config) -> tuple[list[Verdict], Json]:
-    """Look at NATS and what is on it; return the verdicts and what the worker says of itself, nothing where none answers."""
+    """Check NATS and what is on it.
+
+    Returns the verdicts, and what the worker reports of itself (empty where none answers).
+    """
     try:
         async with connect(config) as client:
             session = OnlineSession(config, client, 2.0)
@@ -42,7 +48,7 @@ async def examine_broker(config: Config) -> tuple[list[Verdict], Json]:
 
 
 async def _server(client: InspectClient) -> Verdict:
-    """Look at the server, and how large a message may be."""
+    """Check the server, and how large a message may be."""
     distance = await client.round_trip()
     limit = f"messages of up to {client.max_payload:,} bytes"
     text = f"{client.address}, server {client.server_version}, {distance * 1000:.1f} ms away, {limit}"
@@ -51,7 +57,7 @@ async def _server(client: InspectClient) -> Verdict:
 
 
 async def _streams(config: Config, session: OnlineSession) -> list[Verdict]:
-    """Look at the settings of the streams, and whether these credentials may see them."""
+    """Check the streams' settings, and that these credentials may see them."""
     streams, _ = topology(config, session.subjects, reply_bindings(config, session.subjects))
     verdicts = []
     for stream in streams:
@@ -68,7 +74,7 @@ async def _streams(config: Config, session: OnlineSession) -> list[Verdict]:
 
 
 async def _consumers(config: Config, session: OnlineSession) -> list[Verdict]:
-    """Look at the settings of the consumers, and whether these credentials may see them."""
+    """Check the consumers' settings, and that these credentials may see them."""
     _, sources = topology(config, session.subjects, reply_bindings(config, session.subjects))
     verdicts = []
     for source in sources:
@@ -85,7 +91,10 @@ async def _consumers(config: Config, session: OnlineSession) -> list[Verdict]:
 
 
 async def _sync(monitor_url: str, client: InspectClient) -> Verdict:
-    """Look whether the server syncs what it acknowledges. Its monitoring address may be known to the worker only."""
+    """Check that the server syncs what it acknowledges.
+
+    Its monitoring address may be known to the worker only.
+    """
     if not monitor_url:
         fix = "set nats.monitor_url (http://host:8222), and sync_interval: always in the server's jetstream block"
         return Verdict("server sync", "warn", "not known: nats.monitor_url is not set", fix)
@@ -98,7 +107,10 @@ async def _sync(monitor_url: str, client: InspectClient) -> Verdict:
 
 
 async def _worker(session: OperatorSession) -> tuple[list[Verdict], Json]:
-    """Look whether a worker answers operators, how it is, and whether the clocks agree; return also what it says of itself."""
+    """Check that a worker answers operators, its state, and that the clocks agree.
+
+    Returns also what the worker reports of itself.
+    """
     try:
         asked_at = datetime.now(UTC)
         stats = await session.ask("stats")
@@ -124,7 +136,10 @@ async def _worker(session: OperatorSession) -> tuple[list[Verdict], Json]:
 
 
 async def _other_workers(session: OnlineSession) -> list[Verdict]:
-    """Look whether several workers answer: on one stream they would take each other's messages."""
+    """Check that no second worker answers.
+
+    On one stream they would take each other's messages.
+    """
     try:
         answers = await session.client.all_answers("$SRV.INFO.taskflow", within=0.5)
     except Refusal:

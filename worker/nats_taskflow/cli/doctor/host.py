@@ -1,4 +1,7 @@
-"""What `taskflow doctor` looks at on this machine: the database and its disk, limits, the service manager, the health port."""
+"""The checks of `taskflow doctor` on this machine.
+
+They cover the database and its disk, limits, the service manager, and the health port.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ _WANTED_FILES = 1024
 
 
 def examine_host(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Look at everything that needs no network. `worker`: what the worker says of itself, nothing where none answers."""
+    """Check everything that needs no network.
+
+    `worker`: what the worker reports of itself, empty where none answers.
+    """
     yield _versions()
     yield from _database(config, _local_database(worker) or config.store.path)
     yield _limits()
@@ -40,19 +46,21 @@ def examine_host(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]
 
 
 def _versions() -> Verdict:
-    """Name the versions that matter."""
     parts = ("wire 1", f"database schema {len(migrations())}", "config 1", f"Python {platform.python_version()}")
     return Verdict("versions", "ok", f"taskflow {program_version()}, {', '.join(parts)}, SQLite {sqlite3.sqlite_version}")
 
 
 def _local_database(worker: Mapping[str, Any]) -> str | None:
-    """Return the worker's database if it lies on this machine, where that worker holds its lock."""
+    """Return the worker's database if it is on this machine.
+
+    It is on this machine where the worker that answered holds its lock.
+    """
     where = Path(worker.get("store", ""))
     return str(where) if where.is_file() and holder(where) == worker["pid"] else None
 
 
 def _database(config: Config, where: str) -> Iterator[Verdict]:
-    """Look at the database, its disk, and whether somebody uses it."""
+    """Check the database, its disk, and whether a worker uses it."""
     try:
         path = find_database(where)
         free = shutil.disk_usage(path.parent).free
@@ -78,7 +86,7 @@ def _database(config: Config, where: str) -> Iterator[Verdict]:
 
 
 def _invariants(findings: Findings) -> Verdict:
-    """Say whether everything holds that the worker promises."""
+    """Judge the findings on the invariants."""
     violated = ", ".join(f"{violation.number} {violation.name}" for violation in findings.violations)
     if violated:
         return Verdict("invariants", "fail", f"db check --quick: {violated} does not hold", "taskflow db check says more, and what to do")
@@ -86,7 +94,7 @@ def _invariants(findings: Findings) -> Verdict:
 
 
 def _port(config: Config, *, running: bool) -> Iterator[Verdict]:
-    """Look whether the health port is free, unless a worker has it."""
+    """Check that the health port is free, unless a worker has it."""
     if config.http.address is None or running:
         return
     host, port = config.http.address
@@ -101,7 +109,7 @@ def _port(config: Config, *, running: bool) -> Iterator[Verdict]:
 
 
 def _limits() -> Verdict:
-    """Look whether the system lets the worker open as many files as it needs."""
+    """Check that the worker may open as many files as it needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = soft < _WANTED_FILES and soft != resource.RLIM_INFINITY
     text = f"{soft:,} open files (at most {hard:,})" if hard != resource.RLIM_INFINITY else f"{soft:,} open files"
@@ -109,7 +117,7 @@ def _limits() -> Verdict:
 
 
 def _service_manager() -> Verdict:
-    """Say what systemd gives this process."""
+    """List what systemd gives this process."""
     variables = [name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY") if os.environ.get(name)]
     return Verdict(
         "service manager", "ok", f"systemd gives {', '.join(variables)}" if variables else "not started by systemd (as in any shell)"

@@ -1,6 +1,7 @@
-"""What `taskflow doctor` finds out about credentials: what they may publish and hear, and for which roles that is enough.
+"""The check of credentials in `taskflow doctor`.
 
-The server is asked (`$SYS.REQ.USER.INFO`): to try would be to publish.
+It finds what they may publish and subscribe to, and for which roles that is enough. The server is asked (`$SYS.REQ.USER.INFO`): to try
+would be to publish.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _SOON = 7 * _DAY
 
 
 async def examine_rights(config: Config, session: Any) -> list[Verdict]:
-    """Say for which of the roles these credentials are enough, what they lack, and when they end."""
+    """Check for which roles the credentials are enough, and when they expire.
+
+    It also reports what they lack.
+    """
     try:
         answer: Json = msgspec.json.decode(await session.client.ask(ASK, b"", within=2.0))
     except (NoWorkerAnswer, Refusal) as failure:
@@ -40,7 +44,7 @@ async def examine_rights(config: Config, session: Any) -> list[Verdict]:
 
 
 def _expiry(user: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Say when the credentials end, where they do."""
+    """Yield a verdict on when the credentials expire, if they do."""
     seconds = user.get("expires", 0) / 1e9
     if seconds:
         fix = "make new ones, and put them where the old ones are (nats.creds)" if seconds < _SOON else ""
@@ -48,7 +52,10 @@ def _expiry(user: Mapping[str, Any]) -> Iterator[Verdict]:
 
 
 def _permissions(user: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
-    """Compare what is permitted with what each role needs. It is a warning only where it is enough for none."""
+    """Compare what is permitted with what each role needs.
+
+    It is a warning only where it is enough for no role.
+    """
     name = str(user.get("user", ""))
     permissions: Mapping[str, Any] | None = user.get("permissions")
     if permissions is None:
@@ -72,7 +79,10 @@ _FIX = "compare with deploy/nats/permissions.conf; the worker's own log says wha
 
 
 def is_permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
-    """Tell whether a rule permits all of a subject: something allows it, and nothing denies any of it. No rule permits everything."""
+    """Check whether a rule permits all of a subject.
+
+    It does where something allows it and nothing denies any part of it. No rule permits everything.
+    """
     if not rule:
         return True
     allow = rule.get("allow")

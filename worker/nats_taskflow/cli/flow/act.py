@@ -1,4 +1,7 @@
-"""`taskflow flow start|run|advance|wait|delegate|finish`: act for a flow's agent, on the agent's own subject."""
+"""`taskflow flow start|run|advance|wait|delegate|finish`: act for a flow's agent.
+
+The commands go on the agent's own subject.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ def json_value(_ctx: click.Context, _parameter: click.Parameter, text: str | Non
 
 
 def cancelled_children(answer: Mapping[str, Any]) -> str:
-    """Return how many children are cancelled with the flow. Of those still pending the children are not counted yet: `or more`."""
+    """Return how many children are cancelled with the flow.
+
+    The children of those still pending are not counted yet, hence `or more`.
+    """
     children = answer.get("cancelled_children")
     if not children:
         return ""
@@ -147,7 +153,10 @@ def wait(*, flow: str, **arguments: Any) -> None:
 
 
 def _condition(arguments: Mapping[str, Any]) -> Json:
-    """Return the wait condition that the options describe. Raises a usage error where they describe none, or several."""
+    """Return the wait condition that the options describe.
+
+    Raises a usage error where they describe none, or several.
+    """
     options = {name: value for name, value in arguments.items() if value is not None}
     chosen = [name for name in ("timer", "topic", "manual", "wait_condition") if name in options]
     if len(chosen) != 1:

@@ -60,7 +60,7 @@ def show(*, flow: str, follow: bool, **arguments: Any) -> None:
     """Show one flow: what it is, how it stands, its state."""
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Show the flow, and follow it if wanted."""
+        """Show the flow, and follow it if that was asked for."""
         flow_id = await find_flow_id(session, flow)
         if follow:
             await follow_flow(session, flow_id, lambda flow: _print_flow(flow, printer), printer)

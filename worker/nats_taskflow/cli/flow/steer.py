@@ -1,4 +1,7 @@
-"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator. The journal keeps who did it and why."""
+"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator.
+
+The journal keeps who did it and why.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,11 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 
 
 def _used_columns(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
-    """Return the columns without those that are empty."""
     return {name: show for name, show in columns.items() if any(map(show, answers))}
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
-    """Steer each flow that is meant. One that is refused does not stop the others."""
+    """Steer each of the flows. One that is refused does not stop the others."""
     fields = fields | read_intervention(arguments)
 
     async def main(session: OperatorSession, printer: Printer) -> int:
@@ -77,7 +79,10 @@ async def _preview(session: OperatorSession, verb: str, ids: Sequence[str], prin
 async def _steer_each(
     session: OperatorSession, verb: str, ids: Sequence[str], fields: Json, printer: Printer, *, rate: float
 ) -> tuple[list[Json], list[WorkerRefusal]]:
-    """Steer many flows, at most `rate` in a second. Refusals are printed at once; return the answers and the refusals."""
+    """Steer many flows, at most `rate` in a second.
+
+    Refusals are printed at once. Returns the answers and the refusals.
+    """
     import asyncio
 
     answers: list[Json] = []

@@ -21,12 +21,15 @@ import msgspec
 from nats_taskflow.client.errors import Internal, Unavailable
 
 LIFETIME = 600.0
-"""Seconds for which a call without an outcome is remembered: longer than anybody retries, shorter than until somebody wants it again."""
+"""Seconds for which a call without an outcome is remembered. Longer than retries go on; shorter than until the same call is wanted anew."""
 _AT_MOST = 1000
 
 
 def command_id(session: str, action: str, flow_id: str | None, key: str) -> str:
-    """Return the command's id. A key is unique within one session, flow and action; an id is unique for the agent."""
+    """Return the command's id.
+
+    A key is unique within one session, flow and action; an id is unique for the agent.
+    """
     return "mcp-" + _digest([session, action, flow_id, key])[:40]
 
 
@@ -39,7 +42,7 @@ class PendingCalls:
 
     @contextmanager
     def key_for(self, action: str, arguments: dict[str, Any]) -> Iterator[str]:
-        """Give the key of a call: a new one, or that of the same call before while its outcome is open.
+        """Give the key of a call: a new one, or its earlier one while its outcome is open.
 
         An error inside the block that leaves the outcome open keeps the key; so does a cancellation.
         """
@@ -68,5 +71,4 @@ class PendingCalls:
 
 
 def _digest(value: Any) -> str:
-    """Return a digest of a JSON value, whatever the order of its keys."""
     return sha256(msgspec.json.encode(value, order="sorted")).hexdigest()

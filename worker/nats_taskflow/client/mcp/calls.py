@@ -91,7 +91,10 @@ class ToolCalls:
 
 
 def check_call(action: object, arguments: Json, *, keys: bool) -> None:
-    """Check a call's arguments. Raises `InvalidRequest`, which says what the action takes."""
+    """Check a call's arguments.
+
+    Raises `InvalidRequest`, which says what the action takes.
+    """
     if not isinstance(action, str) or action not in ACTIONS:
         hint = meant(str(action), ACTIONS) if action is not None else ""
         raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}{hint}", path="/action")

@@ -38,7 +38,10 @@ class LazyClient:
         self._opening: asyncio.Task[FlowClient] | None = None
 
     async def flows(self) -> FlowClient:
-        """Return the client, connected. Raises `Unavailable` where NATS cannot be reached, `Forbidden` where the inbox may not be used."""
+        """Return the client, connected.
+
+        Raises `Unavailable` where NATS cannot be reached, `Forbidden` where the inbox may not be used.
+        """
         if self._opening is None or (self._opening.done() and (self._opening.cancelled() or self._opening.exception() is not None)):
             self._opening = asyncio.ensure_future(self._open())
         # Shielded: several calls wait for one connection, and the cancellation of one must not take it from the others.

@@ -85,5 +85,4 @@ def _who_replies(flow: FlowShown) -> str:
 
 
 def _has_resumed(flow: FlowShown) -> bool:
-    """Return whether the flow was resumed with something."""
     return isinstance(flow.state, dict) and "resume_event" in flow.state

@@ -24,7 +24,10 @@ _WAITS = 200
 
 
 async def read(flows: FlowClient, uri: str) -> str:
-    """Return a resource as JSON. Raises `NotFound` for one that does not exist, and the worker's refusals."""
+    """Return a resource as JSON.
+
+    Raises `NotFound` for one that does not exist, and the worker's refusals.
+    """
     if uri == WAITS:
         return _json(await _waits(flows))
     flow_uri = _FLOW.match(uri)
@@ -90,5 +93,8 @@ async def handle_reply(flows: FlowClient, flow_id: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Format JSON for reading, without any `<`: a payload cannot close the tag that quotes it."""
+    """Format JSON for reading, without any `<`.
+
+    So a payload cannot close the tag that quotes it.
+    """
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode().replace("<", "\\u003c")

@@ -143,9 +143,10 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def define_tools(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
-    """Return the tools, always in the same order: one for all actions, or with `split` one for each.
+    """Return the tools: one for all actions, or with `split` one for each.
 
-    `keys`: whatever is not idempotent by its nature needs an idempotency key, so that everything is safe to repeat, and said to be.
+    Their order is always the same. `keys`: whatever is not idempotent by its nature needs an idempotency key. Then everything is safe to
+    repeat, and said to be.
     """
     if split:
         return [_tool_for(name, action, keys=keys) for name, action in ACTIONS.items()]
@@ -169,7 +170,6 @@ def required_arguments(action: Action, *, keys: bool) -> tuple[str, ...]:
 
 
 def _list_arguments(action: Action, *, keys: bool) -> str:
-    """Name the arguments that an action needs and takes."""
     required = required_arguments(action, keys=keys)
     optional = [name for name in action.parameters if name not in required and name != KEY]
     return (", ".join(required) or "nothing") + (f"; takes {', '.join(optional)}" if optional else "")
@@ -230,7 +230,10 @@ _ERROR: Json = {
 
 
 def _answer(fields: Json, when_ok: tuple[str, ...]) -> Json:
-    """Return the schema of an answer: `fields` or an error, and always what to do next and the time."""
+    """Return the schema of an answer: `fields` or an error.
+
+    It always has the next step and the time.
+    """
     always = ["ok", "next", "now"]
     return {
         "type": "object",

@@ -97,7 +97,10 @@ class _Handlers:
         return types.GetPromptResult(messages=[types.PromptMessage(role="user", content=types.TextContent(type="text", text=text))])
 
     async def _error_for(self, refused: FlowRefused, **more: str) -> MCPError:
-        """Convert a refusal into the protocol's error: resources and prompts have no other way to say it."""
+        """Convert a refusal into the protocol's error.
+
+        Resources and prompts have no other way to return it.
+        """
         if isinstance(refused.__cause__, Lost):
             await self._client.drop()
         code = types.INTERNAL_ERROR if isinstance(refused, Unavailable | Internal) else types.INVALID_PARAMS
@@ -105,7 +108,10 @@ class _Handlers:
 
 
 def make_server(client: LazyClient, *, split: bool = False, keys: bool = False) -> Server[None]:
-    """Make the server. `split`: a tool for each action; `keys`: everything is safe to repeat, because it needs a key."""
+    """Make the server.
+
+    `split`: a tool for each action. `keys`: everything is safe to repeat, because it needs a key.
+    """
     handlers = _Handlers(client, define_tools(split=split, keys=keys), ToolCalls(client, keys=keys))
     return Server(
         "nats-taskflow",

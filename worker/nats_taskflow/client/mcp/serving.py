@@ -48,7 +48,7 @@ class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def serve(config: Config, owner: Owner, *, http: HttpEndpoint | None, split: bool, keys: bool, patience: float) -> int:
-    """Serve until the client closes stdin, or the process is told to stop; returns the exit code."""
+    """Serve until stdin closes or the process is told to stop; return the exit code."""
     options = msgspec.structs.replace(nats_options(config.nats), name="taskflow-mcp")
     client = LazyClient(owner, _dialer(options), prefix=config.subjects.prefix, patience=patience)
     server = make_server(client, split=split, keys=keys)
@@ -69,7 +69,6 @@ def _dialer(options: NatsOptions) -> Any:
 
 
 async def _stdio(server: Server[None]) -> None:
-    """Serve the process that started this one."""
     # The SDK reads stdin in a thread that nothing can interrupt: a graceful stop would wait for the next line. None is needed: JetStream
     # has what was accepted, and a call that is cut off may be repeated.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -99,8 +98,7 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
     running = make_http_server(_refuse_get(app), tell, lifespan=True, grace_seconds=2)
 
     def stop() -> None:
-        """Stop; the second time at once."""
-        running.force_exit = running.should_exit
+        running.force_exit = running.should_exit  # at the second signal, stop at once
         running.should_exit = True
 
     loop = asyncio.get_running_loop()
@@ -110,7 +108,10 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
 
 
 def _refuse_get(app: Application) -> Application:
-    """Refuse GET, as a server may that sends nothing by itself: each would hold a connection for ever and hear nothing."""
+    """Refuse GET: it would hold a connection for ever and hear nothing.
+
+    A server may do so that sends nothing by itself.
+    """
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request (ASGI 3)."""
@@ -145,7 +146,10 @@ _AUTH = AuthSettings(issuer_url=AnyHttpUrl("http://127.0.0.1"), resource_server_
 
 
 def _security(http: HttpEndpoint, place: str) -> TransportSecuritySettings:
-    """Return which `Host` and `Origin` are answered: a web page may point its own name at this address (DNS rebinding)."""
+    """Return which `Host` and `Origin` headers are answered.
+
+    A web page may point its own name at this address (DNS rebinding).
+    """
     names = _LOOPBACK if is_loopback(http.host) else ()
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
