@@ -229,7 +229,10 @@ class BatchDecision:
         return self._follow_ups.take_ends()
 
     def follow(self, ends: list[End], more: Loaded) -> None:
-        """Decide what follows from the ends of flows, given what was loaded for them."""
+        """Decide what follows from the ends of flows, given what was loaded for them.
+
+        Nobody can refuse it.
+        """
         self._loaded.world.absorb(more.world)  # what the batch knows already is newer
         for end in ends:
             decision = decide(end, self._loaded.world, self._now, self._policy)
