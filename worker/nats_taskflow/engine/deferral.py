@@ -60,7 +60,7 @@ class Deferral(msgspec.Struct, frozen=True, eq=False):
 class Questions:
     """Answers a decision's questions from `known`, and collects the others in `open`.
 
-    Decide by its `policy`, which asks it.
+    Its `policy` is the one to decide by: it asks the questions.
     """
 
     def __init__(self, policy: Policy) -> None:

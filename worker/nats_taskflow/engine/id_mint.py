@@ -14,10 +14,7 @@ def new_id() -> str:
 
 
 class IdMint:
-    """Makes ids: UUIDv7 for rows, 128 random bits for what must stay secret.
-
-    Nobody can guess the latter (SEMANTICS R3).
-    """
+    """Makes ids: UUIDv7 for rows, unguessable 128 bits for nonces (SEMANTICS R3)."""
 
     def flow_id(self) -> str:
         """Return a new UUIDv7 as text."""

@@ -85,7 +85,7 @@ class Consumer:
         engine.on_store_recovered(bus.wake)
 
     async def recover(self) -> None:
-        """Have what the last run had in hand delivered again at once: `Recovery.begin`."""
+        """Recover what the last run had in hand: see `Recovery.begin`."""
         self._suspects, backlog = await self._recovery.begin()
         self._latest = backlog.delivered
         self._backlog_left = backlog.pending
@@ -254,7 +254,7 @@ class Consumer:
         return await self._recovery.ask_again()
 
     def hold(self) -> None:
-        """Stop pulling until `release`, since the source may deliver other messages."""
+        """Stop pulling until `release`: messages may not be what was sent."""
         self._released.clear()
         if self._pull_scope is not None and self._pull_scope.when() is None:
             self._pull_scope.reschedule(asyncio.get_running_loop().time())
@@ -264,7 +264,7 @@ class Consumer:
         self._released.set()
 
     async def finish(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds until nothing is in hand, then return the rest."""
+        """Wait at most `timeout` seconds until nothing is in hand, then nak the rest."""
         if self._in_hand:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):

@@ -87,7 +87,7 @@ class OrderedPublisher:
         return lane not in self._lanes
 
     def take_back(self, lane: str, rows: Sequence[OutboxMessage], following: int | None) -> None:
-        """Queue the next rows of a set-aside lane. It stays aside from `following` on."""
+        """Queue a set-aside lane's next rows. It stays aside from `following` on, if any."""
         del self.set_aside[lane]
         for row in rows:
             if row.message is not None:
@@ -149,7 +149,7 @@ class OrderedPublisher:
         answer.add_done_callback(partial(self._on_batch_answer, rows))
 
     def _on_batch_answer(self, rows: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
-        """Go on when a batch is stored; if it failed for any reason, send its rows singly.
+        """Go on once a batch is stored. If it failed in any way, send its rows singly.
 
         That is safe. If the batch is stored after all, the broker knows each row by its id. If it is stored later, then as a whole or not
         at all, and not once one of its rows is.

@@ -25,7 +25,7 @@ class Recovery:
         self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
 
     async def begin(self) -> tuple[Suspects, Backlog]:
-        """Have what the last run had in hand delivered again.
+        """Find out what the last run had in hand, and have it delivered again.
 
         That is done at once, not after `ack_wait`. Returns the suspects, which are what a killed run had in hand, and where the consumer
         stands now. Their attempts are counted in the store: a rewind resets the broker's count, which does not tell which of them was

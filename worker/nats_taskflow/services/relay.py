@@ -210,9 +210,9 @@ class Relay:
         self._settled.set()
 
     async def _catch_up(self) -> None:
-        """Read on in one set-aside lane, once its rows that were read are stored.
+        """Read on in one set-aside lane, once its rows read so far are stored.
 
-        Each call reads for one lane, until the lane is where all others are.
+        That is repeated until the lane is where all others are.
         """
         while not (self._publisher.to_read_again and self._has_room):
             self._settled.clear()

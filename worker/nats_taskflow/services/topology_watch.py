@@ -23,7 +23,7 @@ class ConsumerIntake(Protocol):
     """What an inspection may do to a consumer."""
 
     async def ask_again(self) -> bool:
-        """Have what the broker may have given up on delivered again.
+        """Have messages delivered again that the broker may have given up on.
 
         Returns whether that worked.
         """
