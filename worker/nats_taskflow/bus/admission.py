@@ -85,7 +85,7 @@ class Admission:
             self._refusing = self._start(self._send_refusals(), "refusals")
 
     async def _send_refusals(self) -> None:
-        """Answer what was refused, each when the answer before has left."""
+        # One at a time, each when the answer before it has left.
         while self._refusals:
             await self._refusals.popleft()(*BUSY)
 
@@ -93,7 +93,10 @@ class Admission:
         return self._errands.start(work, name, context=self._context.copy())
 
     async def _handle(self, request: ServiceRequest, weight: int) -> None:
-        """Run the handler, then make room. An exception is a defect: it is logged and answered without details."""
+        """Run the handler, then make room.
+
+        An exception is a defect: it is logged and answered without details.
+        """
         try:
             await self._handler(request)
         except Exception:  # noqa: BLE001  its text may hold what the caller must not read
@@ -104,5 +107,5 @@ class Admission:
 
 
 def _weight(request: ServiceRequest) -> int:
-    """Estimate the memory that a request keeps, in bytes."""
+    # What the request keeps in memory, in bytes: an estimate.
     return REQUEST_OVERHEAD + len(request.body) + weight(request.headers)

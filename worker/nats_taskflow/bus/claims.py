@@ -23,9 +23,10 @@ def holder_in(config: Json) -> ClaimHolder | None:
 
 
 def with_claim(config: Json, holder: ClaimHolder | None) -> Json:
-    """Return the configuration with the holder's claim; the same object where nothing is to be added.
+    """Return the configuration with the holder's claim.
 
-    A claim without a path was written by `taskflow provision` for a worker that may not write it itself.
+    It is the same object where nothing is to be added. A claim without a path was written by `taskflow provision` for a worker that may not
+    write it itself.
     """
     if holder is None or holder.store == MEMORY:
         return config
@@ -37,7 +38,7 @@ def with_claim(config: Json, holder: ClaimHolder | None) -> Json:
 
 
 def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str | None:
-    """Return why a worker on this database may not pull from the consumer; None where it may.
+    """Return why a worker on this database may not pull from the consumer, or None.
 
     A copied database has the same id, and so has one that was moved. For the moved one nobody pulls any more.
     """

@@ -27,7 +27,10 @@ _CONSUMER = (
 
 
 def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json:
-    """Return the configuration for `CONSUMER.CREATE`; without `filters` the consumer takes its whole stream."""
+    """Return the configuration for `CONSUMER.CREATE`.
+
+    Without `filters` the consumer takes its whole stream.
+    """
     config: Json = {
         "name": source.consumer,
         "durable_name": source.consumer,
@@ -44,7 +47,10 @@ def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json
 
 
 def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
-    """List the settings of an existing consumer that would break a promise, one sentence each."""
+    """List the settings of an existing consumer that would break a promise.
+
+    Each is a sentence.
+    """
     flaws = [_objection(source, str(broken), broken.rule.repair) for broken in broken_rules(_CONSUMER, config)]
     wait = config.get("ack_wait") or 0
     if wait < NS_PER_S:
@@ -53,7 +59,7 @@ def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
 
 
 def filter_objections(source: ConsumerSpec, config: Json, must_take: Iterable[str]) -> list[str]:
-    """Say that an existing consumer does not take the subjects it should."""
+    """Return an objection if a consumer does not take the subjects that it should."""
     rule = Rule("filter_subjects", must_be=sorted(must_take), absent=None)
     return [_objection(source, str(broken)) for broken in broken_rules([rule], {"filter_subjects": sorted(filters_in(config))})]
 
@@ -64,7 +70,7 @@ def _objection(source: ConsumerSpec, flaw: str, advice: str = "") -> str:
 
 
 def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
-    """Say why a consumer must not be trusted: its messages may be forged, or come without their bodies.
+    """List why a consumer's messages may be forged, or come without their bodies.
 
     `stream` is the configuration of one of the worker's own streams, and empty for any other.
     """
@@ -76,7 +82,10 @@ def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> l
 
 
 def pause_warnings(source: ConsumerSpec, info: Json) -> list[str]:
-    """Say that a consumer is paused. The broker delivers nothing then, and reports nothing either."""
+    """Return a warning if a consumer is paused.
+
+    The broker delivers nothing then, and reports nothing either.
+    """
     if not info.get("paused"):
         return []
     until = info["config"].get("pause_until", "?")

@@ -61,7 +61,10 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The subjects to subscribe to, so that each request comes once: the catch-alls, and the endpoints that none of them covers."""
+        """The subjects to subscribe to, so that each request comes once.
+
+        They are the catch-alls, and the endpoints that none of them covers.
+        """
         wide = tuple(endpoint.subject for endpoint in self.catch_all)
         narrow = (endpoint.subject for endpoint in self.endpoints)
         return wide + tuple(subject for subject in narrow if not any(covers(pattern, subject) for pattern in wide))

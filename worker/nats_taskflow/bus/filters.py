@@ -10,10 +10,10 @@ from nats_taskflow.wire.subjects import covers, overlap
 
 
 def filters_for(source: ConsumerSpec, subjects: Iterable[str]) -> tuple[str, ...]:
-    """Return the filters of a consumer on a stream that captures `subjects`; empty means all of them.
+    """Return a consumer's filters on a stream that captures `subjects`.
 
-    With `all_but`, they include what the stream captures beyond `source.filters`: its publishers were told that it is stored, so a worker
-    has to take it.
+    No filter means all subjects. With `all_but`, the filters include what the stream captures beyond `source.filters`: its publishers were
+    told that it is stored, so a worker has to take it.
     """
     if not source.all_but:
         return source.filters
@@ -23,7 +23,10 @@ def filters_for(source: ConsumerSpec, subjects: Iterable[str]) -> tuple[str, ...
 
 
 def filters_in(config: Json) -> set[str]:
-    """Return a consumer's filters. The server keeps a single one in a field of its own."""
+    """Return a consumer's filters.
+
+    The server keeps a single one in a field of its own.
+    """
     several = set(config.get("filter_subjects") or ())
     single = config.get("filter_subject")
     return several | {single} if single else several
@@ -41,15 +44,16 @@ def covers_all(config: Json, filters: Iterable[str]) -> bool:
 
 
 def find_predecessor(source: ConsumerSpec, filters: Iterable[str], present: Mapping[ConsumerSpec, Json]) -> Json | None:
-    """Return the info of the consumer that has taken these subjects so far; None where there is none."""
+    """Return the info of the consumer that has taken these subjects so far, if any."""
     same = (info for other, info in present.items() if other.stream == source.stream)
     return next((info for info in same if covers_all(info["config"], filters)), None)
 
 
 def is_adaptable(source: ConsumerSpec, config: Json, filters: tuple[str, ...], *, own: bool) -> bool:
-    """Return whether a consumer's filters may be replaced: it takes too little, or, on the worker's `own` stream, too much.
+    """Return whether a consumer's filters may be replaced.
 
-    An older worker's consumer takes everything. Filters that an operator chose are left alone.
+    They may if the consumer takes too little, or too much of the worker's `own` stream, as an older worker's consumer does, which takes
+    everything. Filters that an operator chose are left alone.
     """
     present = filters_in(config)
     if source.all_but:

@@ -172,7 +172,7 @@ class Bus(Protocol):
 
     @property
     def offset(self) -> int:
-        """How many microseconds the broker's clock is ahead of ours, as last measured; 0 before that."""
+        """How many microseconds the broker's clock is ahead of ours; 0 until measured."""
 
     @property
     def reconnects(self) -> int:
@@ -180,7 +180,7 @@ class Bus(Protocol):
 
     @property
     def dropped(self) -> int:
-        """How many messages were refused, or dropped unread, because too many waited before them."""
+        """How many messages were refused or dropped unread because too many waited."""
 
     @property
     def max_payload(self) -> int:
@@ -188,19 +188,19 @@ class Bus(Protocol):
 
     @property
     def lost(self) -> asyncio.Future[str]:
-        """Resolves with the reason when the connection is closed for good (not by `close`)."""
+        """Resolves with the reason once the connection is lost for good (not by `close`)."""
 
     @property
     def address(self) -> str:
-        """The server it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
+        """The server's address for people, without credentials: `nats://127.0.0.1:4222`."""
 
     async def open(self) -> None:
-        """Connect. Raises `BusLost` within the connect timeout: unreachable, or credentials refused."""
+        """Connect. Raises `BusLost` within the connect timeout: unreachable or refused."""
 
     async def prepare(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
-        """Create the missing streams and durable consumers, add missing subjects, check the rest.
+        """Create missing streams, durable consumers and subjects, and check the rest.
 
         The consumers are claimed for `holder`, unless another database has claimed them; with `adopt`, even then. Returns warnings for the
         operator (for example: a single replica without `sync_interval: always`). Raises `TopologyRefused`, which names the stream and the
@@ -208,93 +208,91 @@ class Bus(Protocol):
         """
 
     async def inspect(self) -> list[str]:
-        """Check again what `prepare` was given: create what was deleted, and return what breaks a promise now, a sentence each.
+        """Check again what `prepare` was given, and create what was deleted.
 
-        A changed setting is only named: whoever changed it had a reason. Raises `PublishFailed` when the broker does not answer,
-        `ConsumerTaken` once a worker on another database has adopted a consumer.
+        Returns what breaks a promise now, a sentence each. A changed setting is only named: whoever changed it had a reason. Raises
+        `PublishFailed` when the broker does not answer, `ConsumerTaken` once a worker on another database has adopted a consumer.
         """
 
     @property
     def untrusted(self) -> frozenset[ConsumerSpec]:
-        """The sources that must not be pulled, as of the last `inspect`: their messages may not be what was sent."""
+        """Sources not to pull: their messages may not be what was sent (last `inspect`)."""
 
     def take_repaired(self) -> tuple[ConsumerSpec, ...]:
-        """Return, once each, the sources whose consumer is repaired. Its settings had broken a promise, so it may have skipped messages."""
+        """Return, once each, the repaired sources. They may have skipped messages before."""
 
     def ack_wait(self, source: ConsumerSpec) -> float:
-        """Return after how many seconds the broker delivers again, as last seen: an operator may have changed it."""
+        """Return after how many seconds the broker delivers again, as last read from it."""
 
     @property
     def trouble(self) -> str:
-        """Why it delivers nothing, or hears no requests, although it is connected; empty as long as it knows of no reason."""
+        """Why no message or request comes although connected; empty: no reason is known."""
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
-        """Return how far the source is. Raises `PublishFailed` when the broker does not answer."""
+        """Return how far the source is. Raises `PublishFailed` if the broker is silent."""
 
     async def first_kept(self, stream: str) -> int:
-        """Return the lowest sequence that the stream still keeps (one past the last for an empty stream).
-
-        Raises `PublishFailed` when the broker does not answer.
-        """
+        """Return the lowest sequence kept, or one past the last. Raises `PublishFailed`."""
 
     async def stream_created(self, stream: str) -> str:
-        """Return when the stream was created, to tell it from the next one of its name. Raises `PublishFailed` as `first_kept` does."""
+        """Return when the stream was created: its identity. Raises `PublishFailed`."""
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
-        """Have the broker deliver everything above the ack floor, or from `to` on, again at once, instead of after `ack_wait`.
+        """Have everything above the ack floor, or from `to` on, delivered again at once.
 
         With `to`, settled messages come again, too. Returns False where the broker cannot do it (older server, no permission).
         """
 
     async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
-        """Deliver in stream order until cancelled. `take` is called on the loop for each message; it must not raise or block.
+        """Deliver in stream order until cancelled.
 
-        `room()` returns how many more messages the caller takes now (0: stop asking). Call `wake` once there is more room.
-        Survives a broker restart, a deleted consumer (it is created again) and a long outage. Raises `ConsumerTaken` where a worker on
-        another database took the consumer over during an outage.
+        `take` is called on the loop for each message; it must not raise or block. `room()` returns how many more messages the caller takes
+        now (0: stop asking); call `wake` once there is more. Survives a broker restart, a deleted consumer (it is created again) and a long
+        outage. Raises `ConsumerTaken` where a worker on another database took the consumer over during an outage.
         """
 
     def wake(self) -> None:
         """Have every `pull` ask `room()` again."""
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Settle a delivery. Never raises; where a settlement is lost, the broker delivers again."""
+        """Settle a delivery. Never raises. If the settlement is lost, it comes again."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
-        """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
+        """Store a message on its stream. The future may fail with `PublishFailed`.
 
-        Where the broker already has a message under this `msg_id`, the two are compared: another message is no repeat, and fails as
-        `unsendable` as long as the broker knows the id. Messages that follow one another are stored in that order, if at all.
+        It resolves within the publish timeout. Where the broker already has a message under this `msg_id`, a different one fails as
+        `unsendable` while the broker knows the id. Messages that follow one another are stored in that order, if at all.
         """
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
-        """Store up to `BATCH_MAX` messages on one stream: all of them in this order, or none. The future gives the place of the last one.
+        """Store up to `BATCH_MAX` messages on one stream: all in this order, or none.
 
-        It fails as that of `publish` does, within the same time. If `refused`, none is stored, and the messages can be published one by
-        one: the broker or the stream takes no batches, would not take one of these alone, or already has one (its `msg_id`). If not
-        `refused`, all or none are stored, now or later. Batches and single messages are stored in the order of the calls.
+        The future gives the place of the last one, and fails as that of `publish` does, within the same time. If `refused`, none is stored,
+        and they can be published one by one: the broker or the stream takes no batches, would not take one of these alone, or already has
+        one (its `msg_id`). If not `refused`, all or none are stored, now or later. Batches and single messages are stored in the order of
+        the calls.
         """
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee (core NATS). Never raises."""
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
-        """Publish core messages with their reply subjects, in order; at most 256 at once. Never raises.
+        """Publish core messages with their reply subjects, in order; at most 256 at once.
 
-        Returns for each message None once the server has it and somebody listens (or it has no reply subject), else a sentence why not:
-        `NO_RESPONDERS`, not connected, too large, a bad subject, no permission. `may or may not have been sent` in a sentence means that;
-        with any other, nobody got the message. Returns within the publish timeout, and at once when the connection is lost.
-        A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
+        Never raises. Returns for each message None once the server has it and somebody listens (or it has no reply subject), else a
+        sentence why not: `NO_RESPONDERS`, not connected, too large, a bad subject, no permission. `may or may not have been sent` in a
+        sentence means that; with any other, nobody got the message. Returns within the publish timeout, and at once when the connection is
+        lost. A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
         """
 
     async def serve(self, service: Service, handler: RequestHandler) -> None:
-        """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
+        """Register the micro service. Each request is a task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:
         """Deregister the service, then wait for the requests in hand."""
 
     async def flush(self) -> None:
-        """Wait until settlements and core messages have left, for a short time at most. Never raises."""
+        """Wait a short time until settlements and core messages have left. Never raises."""
 
     async def close(self) -> None:
         """Close the connection without draining. Idempotent; never raises."""

@@ -50,7 +50,10 @@ _INBOUND_STREAM = (
 
 
 def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
-    """Return the configuration for `STREAM.CREATE`. `batches`: the server knows atomic batches."""
+    """Return the configuration for `STREAM.CREATE`.
+
+    `batches`: the server knows atomic batches.
+    """
     config: Json = {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -74,31 +77,41 @@ def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
 
 
 def missing_guards(config: Json) -> Json:
-    """Return the settings that would keep messages from being removed, as far as a stream lacks them."""
+    """Return the settings that a stream lacks to keep its messages from being removed."""
     return {broken.rule.setting: broken.rule.must_be for broken in broken_rules(_GUARDS, config)}
 
 
 def lacks_batches(stream: StreamSpec, config: Json) -> bool:
-    """Return whether the stream is as an older worker made it, without batches. One that an operator changed is left alone."""
+    """Return whether the stream is as an older worker made it, without batches.
+
+    A stream that an operator changed is left alone.
+    """
     ours = stream_config(stream)
     same = (config.get(name) == ours[name] for name in ours if name not in (BATCHES, *SIZES))
     return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(same)
 
 
 def is_unlimited(config: Json, setting: str) -> bool:
-    """Return whether a stream has no limit of this kind. Older servers write that as 0."""
+    """Return whether a stream has no limit of this kind."""
+    # Older servers write that as 0.
     return int(config.get(setting) or -1) < 0
 
 
 def limits_of(stream: StreamSpec) -> Json:
-    """Return the limits that the settings ask for; a share of the broker's storage is not among them."""
+    """Return the limits that the settings ask for.
+
+    A share of the broker's storage is not among them.
+    """
     ours = stream_config(stream)
     names = ["max_age", "duplicate_window", *(name for name in SIZES if not is_unlimited(ours, name))]
     return {name: ours[name] for name in names}
 
 
 def stream_objections(stream: StreamSpec, config: Json) -> list[str]:
-    """List the settings of an existing stream that would break a promise, one sentence each."""
+    """List the settings of an existing stream that would break a promise.
+
+    Each is a sentence.
+    """
     table = _EVERY_STREAM + (_INBOUND_STREAM if stream.inbound else ())
     flaws = [f"stream {stream.name}: {broken}; {broken.rule.repair.format(name=stream.name)}" for broken in broken_rules(table, config)]
     transforms = (setting for setting, _ in source_transforms(config))
@@ -106,9 +119,9 @@ def stream_objections(stream: StreamSpec, config: Json) -> list[str]:
 
 
 def transform_objections(source: ConsumerSpec, config: Json) -> list[str]:
-    """List the transforms of somebody else's stream that keep messages from a reply binding, one sentence each.
+    """List the transforms of somebody else's stream that hide messages from a binding.
 
-    A binding must name the subject that a transform makes; one on the subject before it is never reached.
+    Each is a sentence. A binding must name the subject that a transform makes; one on the subject before it is never reached.
     """
     flaws = []
     own = config.get("subject_transform")
@@ -124,7 +137,7 @@ def transform_objections(source: ConsumerSpec, config: Json) -> list[str]:
 
 
 def source_transforms(config: Json) -> list[tuple[str, Json]]:
-    """List the subject transforms in a stream's sources, each with the name of its setting."""
+    """List the subject transforms in a stream's sources, with their settings' names."""
     return [
         (f"subject_transforms of its source {source.get('name')}", transform)
         for source in config.get("sources") or ()
@@ -133,7 +146,10 @@ def source_transforms(config: Json) -> list[tuple[str, Json]]:
 
 
 def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
-    """List the settings of an existing stream that are weaker than asked for, but break no promise."""
+    """List the settings of an existing stream that are weaker than asked for.
+
+    They break no promise.
+    """
     remarks = []
     age = config.get("max_age") or 0
     if age and age < stream.max_age * NS_PER_S:
@@ -156,7 +172,7 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
 
 
 def extended_subjects(stream: StreamSpec, config: Json) -> list[str] | None:
-    """Return the stream's subjects with the missing ones added, or None when none is missing."""
+    """Return the stream's subjects with the missing ones added, or None if complete."""
     present: list[str] = list(config.get("subjects") or ())
     missing = [subject for subject in stream.subjects if not any(covers(pattern, subject) for pattern in present)]
     if not missing:
@@ -166,5 +182,5 @@ def extended_subjects(stream: StreamSpec, config: Json) -> list[str] | None:
 
 
 def _window(stream: StreamSpec) -> float:
-    """Return the duplicate window in seconds. The server refuses one longer than max_age."""
+    # In seconds. The server refuses one that is longer than max_age.
     return min(stream.duplicate_window, stream.max_age) if stream.max_age > 0 else stream.duplicate_window

@@ -1,4 +1,4 @@
-"""Decide and commit: every change of a flow goes through here, whoever asks for it.
+"""Decide and commit every change of a flow, whoever asks for it.
 
 It may import the base modules, `flow`, `wire`, `config` and the ports of store and bus; services and doors stand on it. Begin with `engine`
 (one queue, one transaction at a time, then the announcement) and go on with `batch` (load, `dedupe`, decide in order, record in

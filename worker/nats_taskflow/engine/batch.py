@@ -1,4 +1,4 @@
-"""Decide a batch: load what it names, dedupe, decide each submission in order, record what is written.
+"""Decide a batch: load, dedupe, decide each submission in order, record the rows.
 
 All of it runs on the database's thread, in one transaction, which is bounded in time and in what it loads: nobody waits long for its end.
 The submissions that do not fit are next, in their order. So whoever sends much, or has large flows, shares the store with everybody else.
@@ -37,7 +37,10 @@ _HEAVY, _FEWER = 2 * 1024 * 1024, 8
 def decide_batch(
     submissions: list[Submission], now: Micros, policy: Policy, prior: PriorAnswers, transaction: Transaction
 ) -> tuple[BatchDecision, Batch]:
-    """Load, decide and save the first submissions, as many as fit; return what was decided, and what was written."""
+    """Load, decide and save the first submissions, as many as fit.
+
+    Returns what was decided, and what was written.
+    """
     fitting, loaded = _load(submissions, now, policy, transaction)
     decision = BatchDecision(loaded, now, policy, prior)
     began = time.thread_time()
@@ -53,7 +56,10 @@ def decide_batch(
 
 
 def _load(submissions: list[Submission], now: Micros, policy: Policy, transaction: Transaction) -> tuple[list[Submission], Loaded]:
-    """Load what the first submissions need, as many as stay light. A single one, and a group of suspects, gets all that it needs."""
+    """Load what the first submissions need, as many as stay light.
+
+    A single submission, or a group of suspects, gets all that it needs.
+    """
     count = len(submissions)
     while True:
         fitting = submissions[:count]
@@ -66,7 +72,10 @@ def _load(submissions: list[Submission], now: Micros, policy: Policy, transactio
 
 
 def _load_followers(ends: list[End], most: int, now: Micros, transaction: Transaction) -> Loaded:
-    """Load who follows the ends of flows, as many as stay light; the others are followed up later."""
+    """Load who follows the ends of flows, as many as stay light.
+
+    The others are followed up later.
+    """
     while True:
         needs = what_to_load_for_ends(ends, most)
         needs.max_bytes = ALL if most <= 1 else _HEAVY
@@ -95,7 +104,10 @@ class BatchDecision:
         self.deferrals: list[Deferral] = []
 
     def decide(self, submission: Submission) -> None:
-        """Decide a submission and record its outcome. Defer it while a question of it is open, or behind one that it must not overtake."""
+        """Decide a submission and record its outcome, or defer it.
+
+        It is deferred while one of its questions is open, or while it would overtake a deferred one.
+        """
         self._questions.known = self._answers.get(submission, NO_ANSWERS)
         if self._blocked_keys and not self._blocked_keys.isdisjoint(keys_of(submission, self._loaded.world)):
             self._ask(submission)
@@ -109,7 +121,10 @@ class BatchDecision:
             self.outcomes.append(outcome)
 
     def _outcome_of(self, submission: Submission) -> SubmissionOutcome | None:
-        """Dedupe, decide and record. Return None where a question is open, or where part is left for the next transaction."""
+        """Dedupe, decide and record.
+
+        Returns None where a question is open, or where a part is left for the next transaction.
+        """
         repeat = self._dedupe(submission)
         if repeat is not None:
             return repeat
@@ -138,7 +153,10 @@ class BatchDecision:
         return self._record(submission, _outcome(submission, decision))
 
     def _dedupe(self, submission: Submission) -> SubmissionOutcome | None:
-        """Answer a message that was taken in before: the same delivery, a repeat, or another body under the same id (SEMANTICS R5, 6)."""
+        """Return the outcome of a message that was taken in before (SEMANTICS R5, 6).
+
+        That is the same delivery, a repeat, or another body under the same id.
+        """
         row = same_delivery(submission, self._loaded)
         if row is not None:
             return SubmissionOutcome(name=row.outcome, result=row.result, repeat=True)
@@ -156,17 +174,18 @@ class BatchDecision:
         return outcome
 
     def _refuse(self, submission: Submission, message: UnreadableMessage) -> SubmissionOutcome:
-        """Record a message that could not be read: a dead letter, or a refusal where its sender can be told."""
+        """Record an unreadable message: a dead letter, or a refusal that its sender gets."""
         if message.reason is not None:
             self._rows.bury(submission, message.reason, message.error.message)
         name: OutcomeName = "rejected" if message.reason is None else "dead"
         return self._record(submission, SubmissionOutcome(name=name, error=message.error, result=encode_refused(message.error)))
 
     def _part_of(self, what: Stimulus, decision: Decision) -> Decision | None:
-        """Return the part that fits into this transaction, or None where all of it does. The rest is decided in the next one.
+        """Return the part that fits into this transaction, or None where all of it does.
 
-        A reply may be for more flows than fit. Held replies are loaded a few at a time: a wait that accepts none of them may accept one
-        that was not loaded; where none was, it begins in the next transaction.
+        The rest is decided in the next one. A reply may be for more flows than fit. Held replies are loaded a few at a time: a wait that
+        accepts none of them may accept one that was not loaded. Where none of its held replies was loaded, it begins in the next
+        transaction.
         """
         if isinstance(what, Reply):
             if len(decision.changes) <= 1:
@@ -179,25 +198,23 @@ class BatchDecision:
         return None
 
     def _apply(self, decision: Decision) -> None:
-        """Carry a decision out, and note the flows that it ends."""
         self._rows.add(decision)
         for change in decision.changes:
             self._follow_ups.note(change)
 
     def _record(self, submission: Submission, outcome: SubmissionOutcome) -> SubmissionOutcome:
-        """Store the one outcome under the message's identity. A request over a quota leaves nothing behind: it may be sent again."""
+        # A request over a quota leaves nothing behind: it may be sent again.
         if submission.seq is not None or (submission.identity is not None and not isinstance(outcome.error, QuotaExceeded)):
             self._rows.add_message(submission, outcome.name, outcome.result, first=True)
         return outcome
 
     def _ask(self, submission: Submission) -> None:
-        """Collect the questions of a submission that has to stay behind another one: all answers are found at once."""
+        # All questions of a submission that stays behind another one are collected now, so that their answers come together.
         if not isinstance(submission.what, UnreadableMessage | FollowUp):
             with contextlib.suppress(Internal):
                 decide(submission.what, self._loaded.world, self._now, self._policy)
 
     def _defer(self, submission: Submission, *, again: bool = False) -> None:
-        """Leave a submission undecided, and block what must not overtake it."""
         keys = keys_of(submission, self._loaded.world)
         self._blocked_keys |= keys
         self.deferrals.append(Deferral(submission, keys, self._questions.take_open(), again))
@@ -212,7 +229,10 @@ class BatchDecision:
         return self._follow_ups.take_ends()
 
     def follow(self, ends: list[End], more: Loaded) -> None:
-        """Decide what follows from the ends of flows, with what was loaded for them. Nobody can refuse it."""
+        """Decide what follows from the ends of flows, given what was loaded for them.
+
+        Nobody can refuse it.
+        """
         self._loaded.world.absorb(more.world)  # what the batch knows already is newer
         for end in ends:
             decision = decide(end, self._loaded.world, self._now, self._policy)
@@ -227,7 +247,10 @@ class BatchDecision:
         return self._rows.finish(self._follow_ups)
 
     def _report_children(self) -> None:
-        """Name the cancelled children in the outcome of each command that cancelled a flow, and of its repeats in the batch."""
+        """Name the cancelled children in the outcomes of the commands that cancelled them.
+
+        Repeats of such a command in the batch name them, too.
+        """
         results: dict[tuple[bytes, bytes], bytes] = {}
         for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
             result = results.get((submission.digest, outcome.result))
@@ -242,7 +265,7 @@ class BatchDecision:
 
 
 def _outcome(submission: Submission, decision: Decision) -> SubmissionOutcome:
-    """Return what a decision means to whoever asked; with bytes only where somebody will read them."""
+    """Return a decision's outcome, with its bytes only where somebody will read them."""
     result = b""
     if submission.identity is not None:
         if isinstance(submission.what, Reply):

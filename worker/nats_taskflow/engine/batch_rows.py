@@ -16,7 +16,10 @@ from nats_taskflow.wire.outcomes import EXPIRED, encode_reply_outcome
 
 
 class BatchRows:
-    """What one batch writes. Each change is made to the loaded rows too: the next decision of the batch builds on it."""
+    """What one batch writes.
+
+    Each change is made to the loaded rows too: the next decision of the batch builds on it.
+    """
 
     def __init__(self, loaded: Loaded, now: Micros) -> None:
         self._loaded = loaded
@@ -58,7 +61,10 @@ class BatchRows:
         world.apply(decision)
 
     def add_message(self, submission: Submission, outcome: OutcomeName, result: bytes, *, first: bool = False) -> None:
-        """Add a message to the inbox. A repeat is kept by its place only: the identity belongs to the first one."""
+        """Add a message to the inbox.
+
+        A repeat is kept by its place only: the identity belongs to the first message.
+        """
         identity = submission.identity if first else None
         row = InboxRow(
             scope=identity.scope if identity else None,
@@ -78,12 +84,11 @@ class BatchRows:
             self._loaded.places.setdefault((submission.source, submission.seq), []).append(row)
 
     def bury(self, submission: Submission, reason: str, message: str) -> None:
-        """Add the whole message to the dead letters, unless whoever asked gets an answer anyway."""
+        """Add the whole message to the dead letters, unless its sender gets an answer."""
         if submission.raw is not None:
             self._batch.dead.append(letter_of(submission, submission.raw, reason, message, self._now))
 
     def _reject_held(self, rejected: RejectedHeld) -> None:
-        """Bury a held reply that its wait does not accept."""
         result = encode_reply_outcome("rejected", None)
         self._batch.spoiled.append((rejected.held, letter_of_held(rejected, self._now), result))
         self._release_held(rejected.held, "rejected", result)

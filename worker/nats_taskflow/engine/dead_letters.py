@@ -1,4 +1,4 @@
-"""Make dead letters of messages, and of held replies that their waits do not accept."""
+"""Make dead letters of messages, and of held replies that no wait accepts."""
 
 from __future__ import annotations
 

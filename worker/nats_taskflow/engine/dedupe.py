@@ -1,4 +1,7 @@
-"""Recognise a message that was taken in before, by its place in the stream or by its id (SEMANTICS R5, 6)."""
+"""Recognise messages that were taken in before (SEMANTICS R5, 6).
+
+They are recognised by their place in the stream or by their id.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ def same_delivery(submission: Submission, loaded: Loaded) -> InboxRow | None:
 
 
 def same_identity(submission: Submission, loaded: Loaded) -> InboxRow | None:
-    """Return the row of the first message with this id; its digest tells a repeat from a conflict."""
+    """Return the row of the first message with this id.
+
+    Its digest tells a repeat from a conflict.
+    """
     identity = submission.identity
     return loaded.inbox.get((identity.scope, identity.key)) if identity is not None else None
 

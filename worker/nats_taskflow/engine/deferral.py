@@ -1,9 +1,9 @@
-"""Defer submissions whose decision needs a schema checked, and check it on a thread of its own (SEMANTICS 3).
+"""Defer submissions until their schemas are checked in a thread (SEMANTICS 3).
 
 A schema from a message is a program from a stranger: nothing of it runs in a transaction or on the event loop. A question is about two
 texts, a schema and perhaps a payload, so no commit can make its answer wrong. A decision that meets an open question is not carried out:
-its submission is deferred, and decided anew once the answers are there. Everybody else goes on. What must not overtake it is deferred
-with it: commands of the same agent, replies to the same pair or flow, and the deadlines of that flow (SEMANTICS R4, R9, O1).
+its submission is deferred, and decided anew once the answers are there. Everybody else goes on. What must not overtake it is deferred with
+it: commands of the same agent, replies to the same pair or flow, and the deadlines of that flow (SEMANTICS R4, R9, O1).
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ Answers = Mapping[Question, Any]
 
 
 class PriorAnswers(NamedTuple):
-    """What earlier batches left behind: the answers for each deferred submission, and the keys that block what must stay behind it."""
+    """What earlier batches left behind.
+
+    It has the answers for each deferred submission, and the keys that block what must stay behind it.
+    """
 
     answers: Mapping[Submission, Answers] = {}
     keys: frozenset[Hashable] = frozenset()
@@ -42,9 +45,10 @@ NO_PRIOR_ANSWERS = PriorAnswers()
 
 
 class Deferral(msgspec.Struct, frozen=True, eq=False):
-    """A submission that is not decided yet: `keys` block what has to stay behind it, `questions` map each question to its check.
+    """A submission that is not decided yet.
 
-    `again`: part of it was carried out; the rest follows in the next transaction.
+    `keys` block what has to stay behind it. `questions` map each question to its check. `again`: part of it was carried out; the rest
+    follows in the next transaction.
     """
 
     submission: Submission
@@ -54,7 +58,10 @@ class Deferral(msgspec.Struct, frozen=True, eq=False):
 
 
 class Questions:
-    """Answers a decision's questions from `known`, and collects in `open` those that it cannot. Its `policy` is the one to decide by."""
+    """Answers a decision's questions from `known`, and collects the others in `open`.
+
+    Its `policy` is the one to decide by: it asks the questions.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.known: Answers = {}
@@ -70,13 +77,13 @@ class Questions:
         return questions
 
     def _accepts(self, check: Callable[..., Any], schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
-        """Check a payload. Without an answer it counts as no match: the decision goes on, and all its questions come up at once."""
+        # Without an answer it counts as no match: the decision goes on, and all its questions come up at once.
         question = msgspec.json.encode(schema), msgspec.json.encode(payload)
         answer: tuple[str, str] | None = self._answer(question, partial(check, schema, payload), ("unknown", ""))
         return answer
 
     def _schema_flaw(self, check: Callable[..., Any], schema: dict[str, Any]) -> str | None:
-        """Check a schema. Without an answer it counts as good, so that the questions that depend on it come up too."""
+        # Without an answer it counts as good, so that the questions that depend on it come up too.
         answer: str | None = self._answer((msgspec.json.encode(schema), None), partial(check, schema), None)
         return answer
 
@@ -88,7 +95,10 @@ class Questions:
 
 
 class Deferrals:
-    """What is deferred. Calls `wake` when some of it can be decided, `fail(submission, defect)` where a check could not be run."""
+    """The deferred submissions and their checks.
+
+    Calls `wake` when some of them can be decided, and `fail(submission, defect)` where a check could not be run.
+    """
 
     def __init__(self, wake: Callable[[], None], fail: Callable[[Submission, Exception], None]) -> None:
         self._wake = wake
@@ -126,7 +136,10 @@ class Deferrals:
         self.answers.pop(submission, None)
 
     async def _check(self, deferral: Deferral) -> None:
-        """Run the checks one at a time, in turn with those of others; then have it decided, with all that stayed behind it."""
+        """Run a deferral's checks, then have it decided with all that waits behind it.
+
+        The checks run one at a time, in turn with those of others.
+        """
         known, loop = self.answers[deferral.submission], asyncio.get_running_loop()
         try:
             for question, check in deferral.questions.items():
@@ -142,7 +155,10 @@ class Deferrals:
         self._wake()
 
     def take_ready(self) -> list[Submission]:
-        """Return what can be decided now, in the order in which it came; it is no longer deferred."""
+        """Return what can be decided now, in the order in which it came.
+
+        It is no longer deferred.
+        """
         if not self.ready:
             return []
         self.ready = False
@@ -162,7 +178,7 @@ class Deferrals:
 
 
 def keys_of(submission: Submission, world: World) -> set[Hashable]:
-    """Return the keys of a submission: two that share one must not overtake each other."""
+    """Return a submission's keys. Two that share one must not overtake each other."""
     keys: set[Hashable] = set()
     what, identity = submission.what, submission.identity
     if identity is not None:

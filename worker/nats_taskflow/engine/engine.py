@@ -1,9 +1,9 @@
-"""Decide and commit in groups: every source submits to one queue, one task owns the writing connection (ARCHITECTURE 2).
+"""Decide and commit in groups: one queue, one writing task (ARCHITECTURE 2).
 
 While a transaction runs, the next batch gathers. Then `batch` loads what it names in a few statements, decides each stimulus in order in
 memory and writes everything at once; one commit makes it durable, and only then the futures resolve. There is no timer: an idle engine
-commits a single message at once, a busy one shares its fsync among hundreds. A refusal is a value and spoils nothing. While the store
-takes no changes, what a stream delivered stays queued in its order, and whoever asked directly gets `Unavailable`.
+commits a single message at once, a busy one shares its fsync among hundreds. A refusal is a value and spoils nothing. While the store takes
+no changes, what a stream delivered stays queued in its order, and whoever asked directly gets `Unavailable`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Listener = Callable[[Batch], None]
 
 
 class StoreHealth(Enum):
-    """Whether the store takes changes: it does, it is left alone after it did not, or it is tried again."""
+    """Whether the store takes changes, is left alone after it did not, or is retried."""
 
     WRITABLE = auto()
     STALLED = auto()
@@ -71,11 +71,17 @@ class Engine:
         self._log = structlog.get_logger("engine")
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` with every committed batch, on the loop, before its futures resolve. It must not raise or block."""
+        """Call `listener` with each committed batch before its futures resolve.
+
+        It is called on the loop, and must not raise or block.
+        """
         self._listeners.append(listener)
 
     def on_store_recovered(self, listener: Callable[[], None]) -> None:
-        """Call `listener` each time the store may take changes again after it could not. It must not raise or block."""
+        """Call `listener` each time the store may take changes again after it could not.
+
+        It must not raise or block.
+        """
         self._recovery_listeners.append(listener)
 
     @property
@@ -100,12 +106,14 @@ class Engine:
         size: int = 0,
         request: bool = False,
     ) -> asyncio.Future[SubmissionOutcome]:
-        """Queue a stimulus; the future gives its `SubmissionOutcome` after the commit, or raises `Unavailable` or a `Refusal`.
+        """Queue a stimulus. Its future gives the outcome after the commit.
+
+        Otherwise the future raises `Unavailable` or a `Refusal`.
 
         `identity` makes it idempotent. `source` and `seq` say where the message lies; one that has a `seq` waits while the store takes no
-        changes, and only a stop makes it `Unavailable`. `raw` is the message itself, `size` its length where it is not kept. `group`: it
-        is suspected of killing the process; it is noted in the store before it is begun, with at most so many other suspects.
-        `request`: somebody waits for the answer, so it does not wait behind the stream's backlog.
+        changes, and only a stop makes it `Unavailable`. `raw` is the message itself, `size` its length where it is not kept. `group`: it is
+        suspected of killing the process; it is noted in the store before it is begun, with at most so many other suspects. `request`:
+        somebody waits for the answer, so it does not wait behind the stream's backlog.
         """
         done = new_future()
         if raw is not None:
@@ -123,7 +131,7 @@ class Engine:
         return job.done
 
     def _enqueue(self, item: Submission | Job) -> None:
-        """Queue an item and wake the committer. After the stop, fail its future: no commit will come."""
+        """Queue an item and wake the committer. After the stop, fail its future."""
         if self._broken is not None or self._closing.is_set():
             fail(item.done, self._broken or _stopping())
             return
@@ -131,7 +139,7 @@ class Engine:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Commit until closed and drained. Raises `StoreBroken` or `StoreLocked` when the store is lost."""
+        """Commit until closed and drained. Raises `StoreBroken` or `StoreLocked`."""
         reason: Refusal | Unavailable = _stopping()
         try:
             while True:
@@ -174,9 +182,9 @@ class Engine:
             self._health = StoreHealth.WRITABLE
 
     async def _commit(self, batch: list[Submission], *, again: bool = False, races: int = 0) -> None:
-        """Commit a batch. Where a constraint or a defect spoils it, commit its parts one by one: only the culprit pays.
+        """Commit a batch. If it fails by a constraint or defect, commit its parts singly.
 
-        A batch of one is tried a second time too: what fails only once costs nobody its place in the order.
+        So only the culprit pays. A batch of one is tried a second time too: what fails only once costs nobody its place in the order.
         """
         try:
             if batch[0].group and not again:
@@ -223,7 +231,7 @@ class Engine:
             resolve(submission.done, outcome)
 
     def _announce(self, batch: Batch) -> None:
-        """Tell the listeners of a commit. A defect of theirs is logged: it must not have the batch decided again."""
+        """Call the listeners. Their defects are logged, so that no batch is decided twice."""
         for listener in self._listeners:
             try:
                 listener(batch)
@@ -240,9 +248,10 @@ class Engine:
             self._log.warning("dead_lettered", reason="expired", why=why)
 
     def _postpone(self, batch: list[Submission], error: Unavailable) -> None:
-        """Put what a stream delivered back at the head of the queue; fail the others, who ask again under the same command id.
+        """Put deliveries back at the head of the queue, and fail direct requests.
 
-        Were it given back to the broker instead, what came after it would be decided first: a flow's `wait` before its `start`.
+        Were deliveries given back to the broker, what came after them would be decided first: a flow's `wait` before its `start`. Whoever
+        asked directly asks again under the same command id.
         """
         self._queue.put_back([submission for submission in batch if submission.seq is not None])
         fail_all([submission.done for submission in batch if submission.seq is None], error)
@@ -252,7 +261,7 @@ class Engine:
         self._health = StoreHealth.STALLED
 
     async def _pause(self) -> bool:
-        """Pause after the store took no change. Return False if the engine was closed meanwhile: what is left stays uncommitted."""
+        """Pause after a refused write. Returns False if the engine was closed meanwhile."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), _STALL)
             return False

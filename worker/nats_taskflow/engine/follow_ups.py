@@ -1,4 +1,4 @@
-"""Follow up the ends of flows: watchers resume, and children are cancelled with their parent (SEMANTICS 2).
+"""Follow up the ends of flows: resume watchers, cancel children (SEMANTICS 2).
 
 A transaction moves at most `AT_ONCE` followers. An end that may have more is stored in it as unfinished, and the wait engine goes on with
 it in transactions of its own: no family is so large that other agents wait for its end.
@@ -25,7 +25,10 @@ End = EndOfFlow | ParentCancelled
 
 
 class FollowUps:
-    """What follows from the flows that a batch ended. `room`: how many more followers fit; `unfinished`: ends left for later, by flow."""
+    """What follows from the flows that a batch ended.
+
+    `room`: how many more followers fit. `unfinished`: ends left for later, by flow.
+    """
 
     def __init__(self) -> None:
         self.room = AT_ONCE
@@ -69,7 +72,10 @@ class FollowUps:
         return ends
 
     def fit(self, decision: Decision, payload: Any) -> Decision:
-        """Return as much as there is room for of a decision that gives one payload to several flows; a heavy one goes to fewer at once."""
+        """Return as much as there is room for of a decision that changes several flows.
+
+        All of them get the one payload: a heavy one goes to fewer flows at once.
+        """
         if len(decision.changes) <= 1 and self.room > 0:
             self.room -= len(decision.changes)
             return decision
@@ -79,7 +85,10 @@ class FollowUps:
         return replace(decision, changes=decision.changes[:fitting])
 
     def fit_end(self, end: End, decision: Decision, left: int) -> Decision:
-        """Return as much as there is room for of what follows from an end; `left`: how many of its followers were not even loaded."""
+        """Return as much as there is room for of what follows from an end.
+
+        `left`: how many of its followers were not even loaded.
+        """
         payload = decision.flow.state_json if isinstance(end, EndOfFlow) and decision.flow is not None else None
         changes = self.fit(decision, payload).changes
         left += len(decision.changes) - len(changes)
@@ -94,7 +103,10 @@ class FollowUps:
         return replace(decision, changes=changes)
 
     def children_of(self, flow_id: str) -> CancelledChildren | None:
-        """Return which flows were cancelled because of this one, generation by generation, and how many will be; None for none."""
+        """Return the flows cancelled because of this one, and how many will be, if any.
+
+        They come generation by generation.
+        """
         children = list(self._cancelled_children.get(flow_id, ()))
         pending = self._children_left.get(flow_id, 0)
         for child in children:

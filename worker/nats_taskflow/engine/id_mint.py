@@ -14,14 +14,17 @@ def new_id() -> str:
 
 
 class IdMint:
-    """Makes ids: UUIDv7 for rows, 128 random bits for what must not be guessed (SEMANTICS R3)."""
+    """Makes ids: UUIDv7 for rows, unguessable 128 bits for nonces (SEMANTICS R3)."""
 
     def flow_id(self) -> str:
         """Return a new UUIDv7 as text."""
         return new_id()
 
     def nonce(self) -> str:
-        """Return 128 random bits in the text form of a UUID: some agents parse the id as one and write it back."""
+        """Return 128 random bits in the text form of a UUID.
+
+        Some agents parse the id as a UUID and write it back.
+        """
         return str(UUID(bytes=secrets.token_bytes(16)))
 
     def command_id(self) -> str:

@@ -1,4 +1,6 @@
-"""Compile a subset of JSON Schema 2020-12 into functions that stop at the first misfit (https://json-schema.org/draft/2020-12).
+"""Compile a subset of JSON Schema 2020-12 into functions that check payloads.
+
+They stop at the first misfit (https://json-schema.org/draft/2020-12).
 
 The subset describes a payload and cannot hurt the worker. It has no references (they could be fetched, or go in circles), no patterns and
 formats (a regular expression can take for ever), no `uniqueItems` and `contains`: each part of a schema meets each value of a payload at
@@ -38,7 +40,10 @@ def compile_schema(schema: Schema) -> Check:
 
 
 def _keyword(keyword: str, value: Any, schema: dict[str, Any]) -> Check | None:
-    """Return the check for one keyword of a schema, or None where it only describes. Raises `UnusableSchema`."""
+    """Return the check for one keyword of a schema, or None where it only describes.
+
+    Raises `UnusableSchema`.
+    """
     if keyword not in KEYWORDS:
         message = f"the keyword {keyword[:_SHOWN]!r} is not supported; supported are {', '.join(sorted(_MAKERS))}"
         raise UnusableSchema(message)
@@ -110,7 +115,6 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _bound(test: Test, holds: Callable[[Any, Any], bool], bound: Any, wrong: Misfit, value: Any) -> Misfit | None:
-    """Return a misfit where a value that passes the test is out of bounds."""
     return wrong if test(value) and not holds(value, bound) else None
 
 
@@ -160,7 +164,7 @@ def _items(check: Check, first: int, value: Any) -> Misfit | None:
 
 
 def _is_integer(value: Any) -> bool:
-    """Return whether a value is an integer: 1.0 is one, true is none."""
+    # As JSON Schema has it: 1.0 is an integer, true is none.
     return value.is_integer() if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -22,7 +22,10 @@ _PATH = 200
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What is known of a schema: how many parts it has and its check, or the flaw that keeps it from being used."""
+    """What is known of a schema: its parts and its check, or why it cannot be used.
+
+    `parts` is how many parts it has.
+    """
 
     parts: int = 1
     check: Check | None = None
@@ -38,7 +41,10 @@ def schema_flaw(schema: dict[str, Any]) -> str | None:
 
 
 def accepts(schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
-    """Return the dead letter's reason and sentence for a payload that is not accepted, naming the place; None for one that is."""
+    """Return why a payload is not accepted; None for one that is.
+
+    That is the dead letter's reason, and a sentence that names the place.
+    """
     known = _known(msgspec.json.encode(schema, order="sorted"))
     if known.check is None:
         return "not_accepted", f"what the wait accepts cannot be checked: {known.flaw}"
@@ -74,7 +80,6 @@ def _parts(value: Any, most: int) -> int:
 
 
 def _sentence(misfit: Misfit) -> str:
-    """Return a sentence of bounded length: what is wrong, and where."""
     flaw, place = misfit
     path = "".join([f"[{step}]" if isinstance(step, int) else f".{step[:_PATH]}" for step in place])
     return f"{flaw} (at ${path[:_PATH]})"

@@ -1,4 +1,4 @@
-"""Build the policy of a worker from its settings, its reply bindings and the owners of its delegates."""
+"""Build the policy of a worker from its settings, bindings and delegates' owners."""
 
 from __future__ import annotations
 

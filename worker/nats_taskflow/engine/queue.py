@@ -1,13 +1,13 @@
-"""Order what waits for its transaction: fairly between agents, bounded in bytes, with requests and housekeeping beside messages.
+"""Order what waits for its transaction: fairly between agents, bounded in bytes.
 
 Agents take turns: one that sends much delays nobody but itself. Each agent's own messages stay in their order (SEMANTICS O1), and so do the
 replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before an earlier reply
 waits for that reply by itself (R9).
 
-Time waits for nobody, and somebody waits for the answer to a request: so what time brings (and this process itself), requests, and
-messages each have a line. As long as a batch takes all there is, they share it. Where it does not, each line in turn has a transaction of
-its own: no flood in one delays what is in another by more than the transaction that runs (RELIABILITY 4, row 53). Housekeeping has its
-own, too, after each batch one.
+Time waits for nobody, and somebody waits for the answer to a request: so what time brings (and this process itself), requests, and messages
+each have a line. As long as a batch takes all there is, they share it. Where it does not, each line in turn has a transaction of its own:
+no flood in one delays what is in another by more than the transaction that runs (RELIABILITY 4, row 53). Housekeeping has its own, too,
+after each batch one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class SourceTurns:
         self.count += 1
 
     def take(self, batch: list[Submission], most: int, room: int) -> int:
-        """Move items to a batch until it has `most`, they weigh `room`, or a suspect is next; return the room left."""
+        """Move items to a batch. Returns the room left.
+
+        Stops when the batch has `most` items, when they weigh `room`, or when a suspect is next.
+        """
         for _ in range(most - len(batch)):
             if room <= 0 or not self._turns or self._turns[0][1][0].group:
                 break
@@ -76,7 +79,10 @@ class SourceTurns:
         return room
 
     def take_suspects(self, most: int) -> list[Submission]:
-        """Return suspects from the heads where one is next: as many as the smallest `group` among them lets share a transaction."""
+        """Return suspects from the heads where one is next, as many as may run together.
+
+        The smallest `group` among them says how many share a transaction.
+        """
         batch: list[Submission] = []
         skipped = 0
         while self._turns and skipped < len(self._turns) and len(batch) < most:
@@ -114,7 +120,10 @@ class SourceTurns:
 
 
 class Queue:
-    """Messages, requests and housekeeping on their way to a transaction. `max_batch` bounds how many submissions share one."""
+    """Messages, requests and housekeeping on their way to a transaction.
+
+    `max_batch` bounds how many submissions share one.
+    """
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
@@ -131,7 +140,6 @@ class Queue:
 
     @property
     def _count(self) -> int:
-        """How many submissions wait."""
         return self._internal.count + self._requests.count + self._messages.count
 
     def put(self, item: Submission | Job) -> None:
@@ -178,7 +186,10 @@ class Queue:
 
 
 def _lane_of(item: Submission) -> str:
-    """Return whose turn a submission takes: its agent's, its tenant's, the process's own (no stream), or nobody's we know."""
+    """Return whose turn a submission takes.
+
+    That is its agent's, its tenant's, the process's own (it has no stream), or that of all senders we do not know.
+    """
     what = item.what
     if type(what) is Reply:
         if what.tenant:

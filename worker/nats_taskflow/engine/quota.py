@@ -1,7 +1,7 @@
-"""Limit the rate of an agent's commands, and of their bytes. A command over the quota is refused before it costs anything.
+"""Limit the rate of an agent's commands, and of their bytes.
 
-For each agent and kind one number is kept: when all its commands so far would be through at the granted rate. It may lie `BURST` ahead of
-now (a leaky bucket).
+A command over the quota is refused before it costs anything. For each agent and kind one number is kept: when all its commands so far would
+be through at the granted rate. It may lie `BURST` ahead of now (a leaky bucket).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class CommandQuota:
         self._through: dict[str, tuple[Micros, dict[str, Micros]]] = {}
 
     def refusal(self, agent: str, size: int, at: Micros) -> QuotaExceeded | None:
-        """Return the refusal of a command that came at `at` and is over the agent's quota; otherwise count it.
+        """Return the refusal of a command over the agent's quota, or count the command.
 
-        One that came before others that were metered is a redelivery, or was put off: it passes.
+        It came at `at`. A command that came before others that were metered is a redelivery, or was put off: it passes.
         """
         if not self._rates:
             return None
@@ -42,12 +42,10 @@ class CommandQuota:
         return None
 
     def _forget(self, at: Micros) -> None:
-        """Drop agents whose commands are all through."""
         self._through = {agent: through for agent, through in self._through.items() if max(through[1].values()) > at}
 
 
 def _exceeded(kind: str, rate: int, early: Micros) -> QuotaExceeded:
-    """Return the refusal: which quota is used up, and for how long."""
     retry_after = max(-(-early // SECOND), 1)
     message = f"this agent may send {rate:,} {kind} a second: ask again in {retry_after} s; the operator can raise the quota"
     return QuotaExceeded(message, quota=kind, limit=rate, retry_after=retry_after)

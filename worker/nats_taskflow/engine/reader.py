@@ -19,10 +19,10 @@ Reader = Callable[[Delivery], Verdict]
 def make_reader(
     subjects: Subjects, bindings: ReplyBindings, mint: Mint, offset: Callable[[], Micros] = lambda: 0, quota: CommandQuota = UNMETERED
 ) -> Reader:
-    """Return the function that turns a delivery into a verdict and never raises for bad input.
+    """Return a function that turns a delivery into a verdict.
 
-    `offset`: how far the broker's clock is ahead of ours; a reply arrives by its clock, deadlines pass by ours (SEMANTICS R9). Commands
-    count against their agent's quota at the time they were stored, not when they are read.
+    The function never raises for bad input. `offset`: how far the broker's clock is ahead of ours; a reply arrives by its clock, deadlines
+    pass by ours (SEMANTICS R9). Commands count against their agent's quota at the time they were stored, not when they are read.
     """
     commands = f"{subjects.prefix}.cmd."
 

@@ -1,4 +1,7 @@
-"""Complete stored outcomes: they are kept in a bounded size, without heavy states, and answered whole (SEMANTICS 6)."""
+"""Complete stored outcomes, which are kept without heavy states (SEMANTICS 6).
+
+They are stored in a bounded size, and answered whole.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class StoredOutcomes:
         self._reads = reads
 
     async def told(self, outcome: SubmissionOutcome, turn: Turn) -> bytes:
-        """Return the answer to an outcome. What is heavy in it is read when it is the asker's turn."""
+        """Return the answer to an outcome. Heavy parts are read in the asker's turn."""
         light = outcomes.read_light(outcome.result)
         if light is None:
             return outcome.result
@@ -34,7 +37,10 @@ class StoredOutcomes:
         return await self.whole(outcome.result)
 
     async def whole(self, result: bytes) -> bytes:
-        """Return a stored outcome as it was first answered; as it is stored, where its flow is gone or its journal too long."""
+        """Return a stored outcome as it was first answered.
+
+        Returns it as it is stored where its flow is gone or its journal too long.
+        """
         light = outcomes.read_light(result)
         if light is None:
             return result
@@ -45,7 +51,7 @@ class StoredOutcomes:
         return outcomes.encode_whole(light, flow, step)
 
     async def _flow_at(self, flow_id: str, revision: int) -> Flow | None:
-        """Return the flow as it was at a revision: its row, or what its journal adds up to until then."""
+        """Return the flow as it was at a revision, from its row or its journal up to then."""
         now = await self._reads.get(flow_id)
         if now is None or now.revision == revision:
             return now

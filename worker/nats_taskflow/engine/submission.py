@@ -1,4 +1,4 @@
-"""Describe what is submitted to the engine, what comes back, and what has to be loaded to decide it."""
+"""What is submitted to the engine, what comes back, and what a decision loads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ from nats_taskflow.wire.inbound import Identity, digest
 
 
 class SubmissionOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission. `result`: the stored bytes, of which `StoredOutcomes` makes the answer; `repeat`: it was known."""
+    """What became of a submission.
+
+    `result`: the stored bytes, of which `StoredOutcomes` makes the answer. `repeat`: the submission was known.
+    """
 
     name: OutcomeName
     result: bytes = b""
@@ -71,14 +74,17 @@ class RawMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadableMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that nothing can be done with. `reason`: the token of its dead letter; None where the refusal alone is its outcome."""
+    """A message that cannot be processed.
+
+    `reason`: the token of its dead letter; None where the refusal alone is its outcome.
+    """
 
     error: FlowError
     reason: str | None
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A stimulus to decide, or an unreadable message to keep, and the future of its outcome.
+    """A stimulus to decide or an unreadable message to keep, and its outcome's future.
 
     `raw`: the message as it came, for the dead letters; a request, which is answered, has none. `group`: the message is suspected of
     killing the process, and at most so many suspects share a transaction, with nobody else; 0: no suspect. `size`: the bytes that came.
@@ -97,7 +103,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def digest(self) -> bytes:
-        """The digest that tells this message from another: of what it asks for, or of its bytes where it could not be read."""
+        """The digest that tells this message from another.
+
+        It is that of what the message asks for, or of its bytes where it could not be read.
+        """
         return self.identity.digest if self.identity is not None else self.digest_unread
 
     @property
@@ -178,7 +187,10 @@ def _need_besides(stimulus: Stimulus | FollowUp, needs: Needs) -> None:
 
 
 def _need_condition(command: ParkFlow, needs: Needs) -> None:
-    """Add the pairs and flows a wait names; a pair with a minted correlation id is new to everybody."""
+    """Add the pairs and flows a wait names.
+
+    A pair with a minted correlation id is new to everybody, so it is left out.
+    """
     condition = from_value(command.condition)
     if condition is None:
         return
@@ -193,7 +205,7 @@ def _need_condition(command: ParkFlow, needs: Needs) -> None:
 
 
 def what_to_load_for_ends(ends: Sequence[EndOfFlow | ParentCancelled], followers: int) -> Needs:
-    """Return what has to be loaded to follow up the ends of flows: who waits for them, and their children."""
+    """Return what to load to follow up the ends of flows: watchers and children."""
     watched = {end.flow_id for end in ends if isinstance(end, EndOfFlow)}
     parents = {end.flow_id for end in ends if isinstance(end, ParentCancelled)}
     return Needs(watched=watched, parents=parents, followers=followers)

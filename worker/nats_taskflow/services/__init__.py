@@ -1,4 +1,6 @@
-"""The worker's loops: each is a class with a constructor, `run`, and a step that tests call (`prune`, `dispatch`, `inspect`, `tick`).
+"""The worker's loops: what runs from the start of the process to its end.
+
+Each is a class with a constructor, `run`, and a step that tests call (`prune`, `dispatch`, `inspect`, `tick`).
 
 Begin with `consumer`: deliveries come in, are submitted to the engine, and are settled after the commit (`recovery` is its start,
 `outcome_sender` its answers). What is committed goes out by `relay`, which reads rows of the `outbox` and gives them to the

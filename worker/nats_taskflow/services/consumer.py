@@ -1,4 +1,4 @@
-"""Take deliveries in, submit what they ask for, and settle them: the broker hears what became of a message only after the commit.
+"""Take deliveries in, submit them to the engine, and settle them after the commit.
 
 A message is acked once its outcome is stored, terminated once it is a dead letter, and asked for again (after 1, 5, 30, 120 s) when we
 failed. While the store takes no changes (a full disk), nothing is pulled, and what is in hand waits in its order.
@@ -55,7 +55,10 @@ OutcomeCounter = Callable[[str, str], None]
 
 
 class Consumer:
-    """Consumes one source. `read` turns a delivery into a verdict; `count(verb, outcome)` counts what became of it."""
+    """Consumes one source.
+
+    `read` turns a delivery into a verdict. `count(verb, outcome)` counts what became of it.
+    """
 
     def __init__(self, bus: Bus, engine: Engine, source: ConsumerSpec, *, read: Reader, count: OutcomeCounter, recovered: bool) -> None:
         self._bus = bus
@@ -82,7 +85,7 @@ class Consumer:
         engine.on_store_recovered(bus.wake)
 
     async def recover(self) -> None:
-        """Find out what the last run had in hand, and have it delivered again at once; see `Recovery.begin`."""
+        """Recover what the last run had in hand: see `Recovery.begin`."""
         self._suspects, backlog = await self._recovery.begin()
         self._latest = backlog.delivered
         self._backlog_left = backlog.pending
@@ -137,7 +140,7 @@ class Consumer:
             outcome.add_done_callback(partial(self._settle, delivery, verdict))
 
     def _submit(self, delivery: Delivery, verdict: Verdict, begun: int) -> asyncio.Future[SubmissionOutcome] | None:
-        """Submit what a delivery asks for, or its dead letter where it cannot be used; None where there is nothing to do."""
+        """Submit a delivery or its dead letter. Returns None where there is nothing to do."""
         source, seq = delivery.stream, delivery.seq
         if isinstance(verdict, Inbound):
             group = _GROUPS[min(begun, len(_GROUPS) - 1)] if _place(delivery) in self._begun else 0
@@ -149,7 +152,7 @@ class Consumer:
         return None if verdict.refused is None else self._engine.submit(verdict.refused)
 
     def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[SubmissionOutcome]) -> None:
-        """Tell the broker what became of a delivery, and the sender, where it named an inbox."""
+        """Settle a delivery by its outcome, and answer its sender if it named an inbox."""
         verb = verdict.verb if isinstance(verdict, Inbound) else "ignored" if isinstance(verdict, Ignored) else "unusable"
         failure = future.exception()
         if isinstance(failure, Refusal):
@@ -168,7 +171,7 @@ class Consumer:
             self._sender.send(verdict.reply_to, verdict.identity.scope if verdict.identity is not None else "", outcome)
 
     def _retry(self, delivery: Delivery, verb: str, failure: BaseException) -> None:
-        """Ask for a delivery again: at once when the worker stops, later and later when it fails."""
+        """Ask for a delivery again: at once if the worker stops, ever later if it fails."""
         if isinstance(failure, Unavailable):
             delay = 0.0
         else:
@@ -208,7 +211,7 @@ class Consumer:
         self._bus.wake()
 
     def _begun_before(self, delivery: Delivery) -> int:
-        """Return how often the message was begun before: by runs that were killed, and by this one.
+        """Return how often the message was begun before, by killed runs and by this one.
 
         The broker's count is not used: to be delivered again because the store was full, or beside what killed the process, is no fault.
         """
@@ -218,7 +221,7 @@ class Consumer:
         return self._begun.get(place, 0) + self._failures.get(place, 0)
 
     async def _keep_alive(self) -> None:
-        """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""
+        """Report progress on old deliveries, or the broker delivers them a second time."""
         loop = asyncio.get_running_loop()
         patience = self._bus.ack_wait(self._source) / 3
         await asyncio.sleep(min(patience, _LOOK_EVERY))
@@ -233,9 +236,9 @@ class Consumer:
         return len(self._in_hand)
 
     async def decided_until(self) -> Micros:
-        """Return the time up to which every message that the broker has stored is decided (SEMANTICS R9). Raises `PublishFailed`.
+        """Return the time up to which all that the broker has is decided (SEMANTICS R9).
 
-        Messages come in the order in which they were stored: the latest one and the oldest in hand say how far the decisions are.
+        Raises `PublishFailed`. Messages come as they were stored: the latest one and the oldest in hand say how far the decisions are.
         """
         now = self._engine.clock()
         backlog = await self._bus.backlog(self._source)
@@ -243,25 +246,25 @@ class Consumer:
         return min([now if has_all else self._latest_us, *(delivery.arrived_us for delivery in self._in_hand.values())])
 
     async def drained(self) -> None:
-        """Return when everything that was in the stream at the start has its outcome (SEMANTICS R9)."""
+        """Wait until all that the stream had at the start has its outcome (SEMANTICS R9)."""
         await self._drained.wait()
 
     async def ask_again(self) -> bool:
-        """Have delivered again what the broker may have given up on; see `Recovery.ask_again`."""
+        """Have unsettled messages delivered again: see `Recovery.ask_again`."""
         return await self._recovery.ask_again()
 
     def hold(self) -> None:
-        """Take nothing in until `release`: what the source delivers may not be what was sent."""
+        """Stop pulling until `release`: messages may not be what was sent."""
         self._released.clear()
         if self._pull_scope is not None and self._pull_scope.when() is None:
             self._pull_scope.reschedule(asyncio.get_running_loop().time())
 
     def release(self) -> None:
-        """Take in again."""
+        """Pull again."""
         self._released.set()
 
     async def finish(self, timeout: float) -> None:
-        """Wait until nothing is in hand, at most `timeout` seconds; give what is left then back to the broker."""
+        """Wait at most `timeout` seconds until nothing is in hand, then nak the rest."""
         if self._in_hand:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):
@@ -273,7 +276,10 @@ class Consumer:
 
 
 async def decided_until(consumers: Iterable[Consumer]) -> Micros:
-    """Return the time up to which every reply is decided, whoever takes it; 0 while the broker does not say, since it may have any."""
+    """Return the time up to which every reply is decided, whichever consumer takes it.
+
+    Returns 0 while the broker does not answer: it may have replies from any time.
+    """
     try:
         return min([await consumer.decided_until() for consumer in consumers])
     except PublishFailed:
@@ -281,12 +287,10 @@ async def decided_until(consumers: Iterable[Consumer]) -> Micros:
 
 
 def _place(delivery: Delivery) -> _Place:
-    """Return where the message lies, the same for each delivery of it."""
     return delivery.seq, delivery.arrived_us
 
 
 def _poison(delivery: Delivery, begun: int) -> Unusable:
-    """Refuse a message that was begun too often without ever getting an outcome."""
     often = f"begun {counted(begun, 'time')} without an outcome"
     error = Internal(f"{often}: it may kill the process; look at it before you replay it", seq=delivery.seq)
     return Unusable("poison", error)

@@ -1,8 +1,8 @@
-"""Send the requests and cancel notices of delegations, after their commit, at least once (SEMANTICS 5).
+"""Send delegation requests and cancel notices, at least once (SEMANTICS 5).
 
-A message counts as sent when the server has it and somebody listens. Where nobody does, or where the stream that captures it refuses it
-afterwards, it is sent again, later and later, until its wait is over: then the row is gone. A crash between the sending and its note sends
-the message twice, under the same `Nats-Msg-Id`.
+Each is sent after its commit. It counts as sent when the server has it and somebody listens. Where nobody does, or where the stream that
+captures it refuses it afterwards, it is sent again, later and later, until its wait is over: then the row is gone. A crash after the
+sending and before its note sends the message twice, under the same `Nats-Msg-Id`.
 """
 
 from __future__ import annotations
@@ -111,13 +111,15 @@ class Dispatcher:
 
 
 def _next_try(row: DueOutgoing, now: Micros) -> Micros:
-    """Return when to send a message again if it does not come through."""
     first, last = RETRY_DELAYS
     return now + min(first << min(row.attempts, 16), last)
 
 
 def _request(row: DueOutgoing) -> ForwardedRequest:
-    """Return the message as the bus takes it. Its id is the same each time it is sent, and nobody can guess it."""
+    """Return the message as the bus takes it.
+
+    Its id is the same each time it is sent, and nobody can guess it.
+    """
     message = row.message
     parts = [message.flow_id, str(message.wait_id), message.kind, *filter(None, [row.nonce])]
     headers = {**message.headers, MSG_ID: ":".join(parts)}

@@ -33,7 +33,10 @@ _SINGLES_FIRST, _SINGLES_LAST = 1.0, 10.0
 
 
 class OrderedPublisher:
-    """Sends rows until the broker has stored them. `on_stored(n, count)` hears of each, or once of a batch: the number of its last row."""
+    """Sends rows until the broker has stored them.
+
+    `on_stored(n, count)` is called for each row, or once for a batch, with the number of its last row.
+    """
 
     def __init__(self, bus: Bus, *, on_stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
         self._bus = bus
@@ -68,7 +71,7 @@ class OrderedPublisher:
         """Why the broker rejects something; empty while it takes everything."""
 
     def put(self, row: OutboxMessage, message: OutgoingMessage) -> None:
-        """Send a row's `message` when its turn comes. Row numbers ascend. A lane that is set aside takes nothing."""
+        """Queue a row (numbers must ascend), unless its lane is set aside."""
         if self.set_aside.get(row.lane, row.n + 1) <= row.n:
             return
         self.pending[row.n] = message
@@ -84,7 +87,7 @@ class OrderedPublisher:
         return lane not in self._lanes
 
     def take_back(self, lane: str, rows: Sequence[OutboxMessage], following: int | None) -> None:
-        """Send the next rows of a lane that was set aside. From row `following` on it stays aside; None: it does not."""
+        """Queue a set-aside lane's next rows. It stays aside from `following` on, if any."""
         del self.set_aside[lane]
         for row in rows:
             if row.message is not None:
@@ -95,7 +98,7 @@ class OrderedPublisher:
             self.refused.discard(lane)
 
     def _schedule(self, lane: str) -> None:
-        """Schedule a dispatch in the next loop iteration, so that what is put meanwhile is sent with it."""
+        """Dispatch in the next loop iteration, together with what is put until then."""
         self._idle.pop(lane, None)  # it may have been there as one of an agent that has many
         (self._idle_few if self._has_few(lane) else self._idle)[lane] = None
         if not self._is_scheduled:
@@ -106,7 +109,7 @@ class OrderedPublisher:
         return self._pending_of[agent_or_owner(self._lanes[lane][0].owner)] < _FEW
 
     def _dispatch(self) -> None:
-        """Send what waits. While a batch is in flight it waits for the next, but for the rows of agents that have few."""
+        """Send what waits. Beside a batch in flight, only agents with few rows send."""
         self._is_scheduled = False
         heads = self._heads_of_few()
         if not self._is_batch_in_flight:
@@ -119,7 +122,7 @@ class OrderedPublisher:
             (self._rejected.append if self._blocked else self._send)(row)
 
     def _heads_of_few(self) -> list[OutboxMessage]:
-        """Return what agents with few rows send by itself, beside any batch: nothing where these agents are many."""
+        """Return the rows to send beside any batch: none if too many agents have few rows."""
         lanes, self._idle_few = self._idle_few, {}
         few = [lane for lane in lanes if self._has_few(lane)]
         few = few if len(few) < _FEW else []
@@ -127,7 +130,7 @@ class OrderedPublisher:
         return [self._lanes[lane][0] for lane in few]
 
     def _batch(self) -> list[OutboxMessage]:
-        """Return the rows to send as a batch, in order; none where few wait, or while batches fail."""
+        """Return the next batch in order: empty while few rows wait or batches fail."""
         if self._blocked or asyncio.get_running_loop().time() < self._singles_until:
             return []
         waiting = [row for lane in self._idle if not self._goes_alone(lane) for row in self._lanes[lane]]
@@ -136,7 +139,6 @@ class OrderedPublisher:
         return next_batch(waiting, lambda row: len(self.pending[row.n].body))
 
     def _goes_alone(self, lane: str) -> bool:
-        """Return whether the head of a lane must not go in a batch."""
         return self._lanes[lane][0].n <= self._singles_up_to
 
     def _send_batch(self, rows: Sequence[OutboxMessage]) -> None:
@@ -148,7 +150,7 @@ class OrderedPublisher:
         answer.add_done_callback(partial(self._on_batch_answer, rows))
 
     def _on_batch_answer(self, rows: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
-        """Go on when the broker has stored a batch; otherwise send its rows one by one, whatever the reason.
+        """Go on once a batch is stored. If it failed in any way, send its rows singly.
 
         That is safe. If the batch is stored after all, the broker knows each row by its id. If it is stored later, then as a whole or not
         at all, and not once one of its rows is.
@@ -205,7 +207,7 @@ class OrderedPublisher:
             del self._pending_of[agent]
 
     def _publish(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
-        """Publish; what that raises becomes the answer. Raised in a callback, it would end the lane for good."""
+        """Publish. An exception becomes the answer: in a callback it would stop the lane."""
         try:
             return publish()
         except Exception as defect:  # noqa: BLE001  it is the answer, which is logged and tried again
@@ -218,7 +220,7 @@ class OrderedPublisher:
         answer.add_done_callback(partial(self._on_answer, row))
 
     def _on_answer(self, row: OutboxMessage, answer: asyncio.Future[Published]) -> None:
-        """Go on with the lane when the broker has stored its head; otherwise set the lane aside, or try again later."""
+        """Go on with the lane if its head is stored; otherwise set it aside or try again."""
         if answer.cancelled() or answer.exception() is not None:
             if self._is_own_fault(row, answer):
                 self._set_aside(row, _why(answer))
@@ -229,7 +231,7 @@ class OrderedPublisher:
         self._note_success(row, 1)
 
     def _is_own_fault(self, row: OutboxMessage, answer: asyncio.Future[Published]) -> bool:
-        """Return whether the reason lies with this row, and not with the broker (a full stream, a lost permission)."""
+        """Return whether the row is to blame, not the broker (full stream, no permission)."""
         failure = None if answer.cancelled() else answer.exception()
         if not isinstance(failure, PublishFailed) or not failure.refused:
             return False
@@ -267,7 +269,7 @@ class OrderedPublisher:
         self._on_stored(row.n, count)
 
     def _keep_for_retry(self, row: OutboxMessage, why: str) -> None:
-        """Keep a row that the broker rejected, to publish it again: later and later while nothing goes through."""
+        """Keep a rejected row to publish it again: ever later while nothing goes through."""
         self._rejected.append(row)
         self._blocked = True
         self.trouble = why
@@ -286,10 +288,7 @@ class OrderedPublisher:
         self._retry_in = min(self._retry_in * 2, _RETRY_LAST)
 
     def _retry(self) -> None:
-        """Publish what was rejected: all of it where something went through since, else one row, to find out whether anything does.
-
-        So a broker that rejects everything is tried once a second, by another row each time, and never by a batch: a row may be to blame.
-        """
+        # While everything is rejected, one row is tried at a time, a different one each time and never a batch: a row may be to blame.
         self._is_retry_scheduled = False
         for _ in range(min(1, len(self._rejected)) if self._blocked else len(self._rejected)):
             self._send(self._rejected.popleft())

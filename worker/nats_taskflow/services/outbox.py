@@ -1,4 +1,7 @@
-"""Turn committed rows into messages for the relay: journal entries into CloudEvents, dead letters into what came."""
+"""Turn committed rows into messages for the relay.
+
+Journal entries become CloudEvents. Dead letters become the messages that came.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from nats_taskflow.wire.subjects import Subjects
 
 
 def read_events(store: Reads, subjects: Subjects) -> ReadRows:
-    """Return the reading of journal entries as events. A flow is a lane."""
+    """Return a function that reads journal entries as events. A flow is a lane."""
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
         rows = await store.unpublished_events(after, limit)
@@ -26,7 +29,10 @@ def read_events(store: Reads, subjects: Subjects) -> ReadRows:
 
 
 def events_of_batch(subjects: Subjects) -> RowsOfBatch:
-    """Return the making of events from a batch that was just committed, byte for byte as `read_events` reads them."""
+    """Return a function that makes the events of a committed batch.
+
+    They are byte for byte what `read_events` reads later.
+    """
 
     def rows_of(batch: Batch) -> list[OutboxMessage]:
         flows = {write.flow.id: write.flow for write in batch.flows}
@@ -41,14 +47,16 @@ def events_of_batch(subjects: Subjects) -> RowsOfBatch:
 
 
 def _event(row: NumberedEvent, subjects: Subjects) -> OutgoingMessage | None:
-    """Return the event of a journal entry; None where the entry cannot be read."""
     if row.event is None:
         return None
     return _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects), is_same_event)
 
 
 def read_dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> ReadRows:
-    """Return the reading of dead letters as messages no larger than the broker takes. Each is a lane of its own."""
+    """Return a function that reads dead letters as messages. Each is its own lane.
+
+    The messages are no larger than the broker takes.
+    """
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
         rows = []
@@ -62,7 +70,6 @@ def read_dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> ReadRows:
 
 
 def _outgoing(message: EventMessage, is_same: Callable[[bytes, bytes], bool]) -> OutgoingMessage:
-    """Return the message as the bus takes it: with its id apart from the headers."""
     headers = dict(message.headers)
     msg_id = headers.pop(MSG_ID)
     return OutgoingMessage(subject=message.subject, body=message.body, msg_id=msg_id, headers=headers, is_same=is_same)

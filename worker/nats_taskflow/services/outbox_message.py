@@ -19,9 +19,10 @@ _number = attrgetter("n")
 
 
 class OutboxMessage(msgspec.Struct, frozen=True):
-    """A row of an outlet: its number, its lane, and its message; None where the row cannot be read.
+    """A row of an outlet: its number, its lane, and its message.
 
-    `owner`: of the flow, or the sender of what is dead. One agent's rows delay nobody else's.
+    The message is None where the row cannot be read. `owner` is the flow's owner, or the sender of a dead letter: one agent's rows delay
+    nobody else's.
     """
 
     n: int
@@ -37,7 +38,10 @@ def agent_or_owner(owner: str) -> str:
 
 
 def next_batch(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
-    """Choose the rows of the next batch, in order: all of them, or where that is too much, each agent's first ones in turn."""
+    """Return the rows of the next batch, in order.
+
+    Where the waiting rows are too many for one batch, agents take turns: each one's first row, each one's second, and so on.
+    """
     waiting.sort(key=_number)
     batch = [*_fitting(waiting, weigh)]
     if len(batch) < len(waiting):

@@ -52,5 +52,4 @@ class OutcomeSender:
                 del self._waiting[scope]
 
     async def _publish(self, inbox: str, body: bytes) -> None:
-        """Publish, cut to what the broker carries."""
         await self._bus.tell(inbox, fit(body, self._bus.max_payload))

@@ -1,6 +1,7 @@
-"""Delete what is no longer needed: ended flows after their retention, expired held replies, inbox rows that no stream can repeat.
+"""Delete old data: ended flows, expired held replies, inbox rows.
 
-Deletions come in small transactions, so that no message waits for them for long.
+Flows go after their retention, inbox rows once no stream can repeat their messages. Deletions come in small transactions, so that no
+message waits for them for long.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ class Pruner:
         return pruned
 
     def _inbox_deletion(self, stream: str, first: int, before: Micros) -> Work[int]:
-        """Return the deletion of inbox rows that came before what the stream still has."""
         return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
 
     async def _repeat(self, delete: Work[int]) -> int:

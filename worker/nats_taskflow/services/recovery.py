@@ -1,4 +1,4 @@
-"""Compare a source's consumer with the database, and have delivered again what was lost between the two."""
+"""Compare a consumer with the database, and recover what was lost between the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from nats_taskflow.store.records import NO_SUSPECTS, Suspects
 
 
 class Recovery:
-    """The recovery of one source. `recovered`: the last run left the database without closing it."""
+    """The recovery of one source.
+
+    `recovered`: the last run left the database without closing it.
+    """
 
     def __init__(self, bus: Bus, engine: Engine, source: ConsumerSpec, *, recovered: bool) -> None:
         self._bus = bus
@@ -22,10 +25,11 @@ class Recovery:
         self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
 
     async def begin(self) -> tuple[Suspects, Backlog]:
-        """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
+        """Find out what the last run had in hand, and have it delivered again.
 
-        Returns the suspects, which are what a killed run had in hand, and where the consumer stands now. Their attempts are counted in the
-        store: a rewind resets the broker's count, which does not tell which of them was begun, either.
+        That is done at once, not after `ack_wait`. Returns the suspects, which are what a killed run had in hand, and where the consumer
+        stands now. Their attempts are counted in the store: a rewind resets the broker's count, which does not tell which of them was
+        begun, either.
         """
         before = await self._bus.backlog(self._source)
         suspects = NO_SUSPECTS
@@ -52,7 +56,7 @@ class Recovery:
         return await self._bus.rewind(self._source, missing)
 
     async def _first_missing(self, floor: int) -> int | None:
-        """Return the first message that was acknowledged and is unknown here; None where there is none.
+        """Return the first message that was acknowledged and is unknown here, if any.
 
         If there is one, the database is an older copy. A copy made by `taskflow db backup` says so, and is searched for its first hole. In
         any other only the end shows it: the last message known of those that this consumer takes, since the stream's other consumer is
@@ -69,7 +73,10 @@ class Recovery:
         return missing if missing <= floor else None
 
     async def _catch_up(self, missing: int, floor: int) -> None:
-        """Have everything delivered again from the first missing message on. Raises `TopologyRefused` where the broker cannot."""
+        """Have everything delivered again from the first missing message on.
+
+        Raises `TopologyRefused` where the database is a copy and the broker cannot rewind.
+        """
         restored = self._engine.store.restored
         # After a kill, the missing message may be one of the other consumer's that nobody has decided yet: no reason to warn.
         log = self._log.info if self._recovered and not restored else self._log.warning

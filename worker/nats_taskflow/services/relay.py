@@ -1,8 +1,9 @@
-"""Publish what is committed, in order, without gaps, at least once: journal entries as events, and dead letters.
+"""Publish committed rows in order, without gaps, at least once.
 
-Rows are read as the database committed them, so nothing uncommitted is ever published. `OrderedPublisher` sends them. It has at most
-`window` rows, and nothing is read while those weigh more than 4 MiB: that bounds memory after an outage. How far the outlet has come is
-stored now and then. What lies between is published again after a crash, byte for byte the same, under the same id.
+The rows are journal entries, published as events, and dead letters. They are read as the database committed them, so nothing uncommitted
+is ever published. `OrderedPublisher` sends them. It has at most `window` rows, and nothing is read while those weigh more than 4 MiB: that
+bounds memory after an outage. How far the outlet has come is stored now and then. What lies between is published again after a crash, byte
+for byte the same, under the same id.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Relay:
 
     @property
     def _is_all_sent(self) -> bool:
-        """Whether everything committed so far is published, except for what is set aside."""
+        # What is set aside does not count.
         return not self._more and not self._reading and not self._publisher.pending
 
     @property
@@ -119,7 +120,10 @@ class Relay:
             await self._woken.wait()
 
     async def drain(self, timeout: float) -> bool:
-        """Wait until everything committed is published, at most `timeout` seconds, and mark how far it came. Returns whether it is all."""
+        """Wait until everything committed is published, at most `timeout` seconds.
+
+        Then marks how far the outlet came. Returns whether everything is published.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while not self._is_all_sent:
@@ -131,12 +135,18 @@ class Relay:
         return self.idle
 
     def wake(self) -> None:
-        """Read on: rows were added. Batches do this by themselves; housekeeping that adds rows has to call it."""
+        """Read on, since rows were added.
+
+        Batches do this by themselves. Housekeeping that adds rows has to call it.
+        """
         self._more = True
         self._woken.set()
 
     def _on_commit(self, batch: Batch) -> None:
-        """Take the rows straight from the batch where everything before it is queued; otherwise read them in their turn."""
+        """Queue the rows of a committed batch, or have them read from the store later.
+
+        They are taken from the batch only where everything before it is queued.
+        """
         if not self._adds(batch):
             return
         kept_up = not self._more and not self._reading and self._has_room
@@ -175,7 +185,7 @@ class Relay:
         self._settled.set()
 
     def _enqueue(self, row: OutboxMessage) -> None:
-        """Queue a row. One that cannot be read is logged and passed over: damage to one row holds back no other."""
+        """Queue a row. An unreadable one is logged and skipped: it holds back no other."""
         if row.message is None:
             self._log.error("row_passed_over", n=row.n, lane=row.lane)
             self._sent_up_to = max(self._sent_up_to, row.n)
@@ -200,7 +210,10 @@ class Relay:
         self._settled.set()
 
     async def _catch_up(self) -> None:
-        """Read on in a lane that was set aside, when the rows read of it so far are stored, until it is where all others are."""
+        """Read on in one set-aside lane, once its rows read so far are stored.
+
+        That is repeated until the lane is where all others are.
+        """
         while not (self._publisher.to_read_again and self._has_room):
             self._settled.clear()
             await self._settled.wait()
@@ -212,7 +225,7 @@ class Relay:
             self._log.warning("outlet_not_read", why=error.message)
 
     async def _take_back(self, lane: str) -> None:
-        """Read a lane from where it was set aside, up to its next rows or to where all others are."""
+        """Read a set-aside lane until it has rows to publish or is where the others are."""
         while lane in self._publisher.set_aside and self._publisher.is_empty(lane):
             rows = await self._read(self._publisher.set_aside[lane] - 1, self._chunk)
             following = rows[-1].n + 1 if rows else self._last_read + 1

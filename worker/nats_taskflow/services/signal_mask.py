@@ -1,6 +1,7 @@
-"""Hold signals back until the process can act on them. Imports next to nothing, since it must come before all that loads slowly.
+"""Hold signals back until the process can act on them.
 
-The kernel keeps a blocked signal, also for process 1 of a container. One that is neither blocked nor handled never reaches that.
+Imports next to nothing, since it must come before all that loads slowly. The kernel keeps a blocked signal, also for process 1 of a
+container. There, a signal that is neither blocked nor handled is lost.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def hold() -> None:
-    """Hold the stop signals back until `release`. Call it in the main thread, before there is another."""
+    """Block the stop signals until `release`.
+
+    Call it in the main thread, before there is another.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
 def release() -> None:
-    """Let the stop signals through, including those held back so far and those that the parent process had blocked."""
+    """Unblock the stop signals.
+
+    Those that came meanwhile are delivered now. Those that the parent process had blocked are unblocked, too.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

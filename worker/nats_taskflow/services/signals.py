@@ -1,4 +1,7 @@
-"""Turn SIGTERM, SIGINT and SIGHUP into a stop: the first asks for it, the second ends the process at once (CONTRACT 7)."""
+"""Turn SIGTERM, SIGINT and SIGHUP into an orderly stop (CONTRACT 7).
+
+The first one asks for the stop, the second one ends the process at once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class StopSignal:
         self._log = structlog.get_logger("signals")
 
     def listen(self) -> None:
-        """Handle the signals on the running loop, including those that `signal_mask` has held back since the process began."""
+        """Handle the signals on the running loop.
+
+        That includes those that `signal_mask` has held back since the process began.
+        """
         loop = asyncio.get_running_loop()
         for number in signal_mask.STOPS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
@@ -37,7 +43,10 @@ class StopSignal:
         self.requested.set()
 
     async def before(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do the work and return its result. Returns None where a stop is asked for first: then the work was cancelled, and has ended."""
+        """Do the work and return its result, or None if a stop is asked for first.
+
+        In that case the work was cancelled, and has ended.
+        """
         task = asyncio.ensure_future(work)
         requested = asyncio.ensure_future(self.requested.wait())
         try:
@@ -49,7 +58,10 @@ class StopSignal:
             await asyncio.gather(task, return_exceptions=True)
 
     def _on_signal(self, number: int) -> None:
-        """Ask for the stop; the second time end the process at once: somebody insists, and everything committed is safe."""
+        """Ask for the stop. The second time, end the process at once.
+
+        Somebody insists then, and everything committed is safe.
+        """
         if number != signal.SIGHUP:  # a terminal that closes may send it twice, or beside a SIGTERM
             if self._insisted:
                 self._log.warning("worker.stopped_at_once", signal=signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""Run the services: start them in order in one TaskGroup, stop them in the order that loses nothing."""
+"""Run the services: start them in order, and stop them so that nothing is lost."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ class Supervisor:
         self._log = structlog.get_logger("worker")
 
     async def run(self, stop: StopSignal, ready: Callable[[], None]) -> None:
-        """Run until a stop is asked for. Raises the `Refusal` that ended it otherwise (`BusLost`, `StoreBroken`, …)."""
+        """Run until a stop is asked for.
+
+        Raises the `Refusal` that ended it otherwise (`BusLost`, `StoreBroken`, …).
+        """
         async with Tasks() as tasks:
             committing = tasks.start(self._engine.run(), "engine")
             background = [tasks.start(service.run(), name) for name, service in self._observers.items()]
@@ -109,7 +112,10 @@ class Supervisor:
                 task.cancel()
 
     async def _recover(self) -> None:
-        """Find out what the last run had in hand. Raises `BusLost` when the broker does not say, `StoreBroken` when it cannot be noted."""
+        """Find out what the last run had in hand.
+
+        Raises `BusLost` when the broker does not answer, `StoreBroken` when the store cannot note it.
+        """
         try:
             for consumer in self._consumers:
                 await consumer.recover()
@@ -122,7 +128,7 @@ class Supervisor:
             raise StoreBroken(message) from error
 
     async def _wait_for_end(self, stop: StopSignal) -> None:
-        """Return when a stop is asked for; raise `BusLost` when the broker is gone for good."""
+        """Wait until a stop is asked for. Raises `BusLost` if the broker is gone for good."""
         requested = asyncio.ensure_future(stop.requested.wait())
         ends: set[asyncio.Future[Any]] = {requested, self._bus.lost}
         try:
@@ -134,7 +140,10 @@ class Supervisor:
             raise BusLost(message)
 
     async def _run_timers(self) -> None:
-        """Run the timers once the backlog of the start is decided: a reply that came before a deadline wins (SEMANTICS R9)."""
+        """Run the timers once the backlog of the start is decided.
+
+        A reply that came before a deadline wins (SEMANTICS R9).
+        """
         drained = asyncio.ensure_future(self._drained())  # no `gather`: dropped after its cancellation, one complains in the log
         stopping = asyncio.ensure_future(self._stopping.wait())
         catching_up: set[asyncio.Future[Any]] = {drained, stopping}
@@ -148,12 +157,14 @@ class Supervisor:
         await self._timers.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:
-        """Return when no consumer has a backlog from before the start."""
         for consumer in self._consumers:
             await consumer.drained()
 
     async def _forget_restored(self) -> None:
-        """Forget that the database is a copy once it knows all that the broker has; until then, each start asks again."""
+        """Clear the mark of a restored copy once it has caught up with the broker.
+
+        Until then, each start compares the copy with the broker again.
+        """
         if self._engine.store.restored:
             await self._drained()
             with contextlib.suppress(Unavailable):  # the next start finds nothing missing, and forgets it then

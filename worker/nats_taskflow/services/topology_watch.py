@@ -1,7 +1,7 @@
-"""Inspect the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
+"""Inspect the broker's streams and consumers at intervals.
 
-What was deleted is made again. A change that breaks a promise is logged and makes the worker not ready until it is undone. While a source
-may deliver other messages than were sent, nothing is taken in from it.
+An operator may delete or change them while the worker runs. What was deleted is made again. A change that breaks a promise is logged and
+makes the worker not ready until it is undone. While a source may deliver other messages than were sent, nothing is taken in from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class ConsumerIntake(Protocol):
     """What an inspection may do to a consumer."""
 
     async def ask_again(self) -> bool:
-        """Have delivered again what the broker may have given up on. Returns whether that worked."""
+        """Have messages delivered again that the broker may have given up on.
+
+        Returns whether that worked.
+        """
         ...
 
     def hold(self) -> None:
@@ -36,7 +39,10 @@ class ConsumerIntake(Protocol):
 
 
 class TopologyWatch:
-    """Inspects what `Bus.prepare` made, every `every` seconds. `consumers`: by their sources."""
+    """Inspects what `Bus.prepare` made, every `every` seconds.
+
+    `consumers` maps each source to its consumer.
+    """
 
     def __init__(self, bus: Bus, consumers: Mapping[ConsumerSpec, ConsumerIntake], *, every: float = _EVERY) -> None:
         self._bus = bus
@@ -53,7 +59,10 @@ class TopologyWatch:
         return [*self._flaws, *([f"JetStream does not answer: {self._silent}"] if self._silent else [])]
 
     async def run(self) -> None:
-        """Inspect until cancelled. Raises `ConsumerTaken` once another database has a consumer."""
+        """Inspect until cancelled.
+
+        Raises `ConsumerTaken` once another database has a consumer.
+        """
         await repeat(self._step, "inspector")
 
     async def _step(self) -> None:

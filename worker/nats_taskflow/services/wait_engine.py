@@ -1,4 +1,6 @@
-"""Move waiting flows on: when their time comes (`tick`, `run`), and by replies (`try_resume_external`, `resume_correlated`).
+"""Move waiting flows on, when their time comes and by replies.
+
+`tick` and `run` do the first, `try_resume_external` and `resume_correlated` the second.
 
 A tick costs what is due, not what waits: due times are indexed, totals are counters. The loop sleeps until the next due time, at most for
 its interval, and a commit that brings an earlier one wakes it. So timers fire within milliseconds.
@@ -37,7 +39,10 @@ _HELD_BACK_PAUSE: Micros = SECOND // 20
 
 
 class TickReport(msgspec.Struct, kw_only=True):
-    """What a tick did. `scanned`: how many flows waited when it began; `errors`: how many could not be moved."""
+    """What a tick did.
+
+    `scanned`: how many flows waited when it began. `errors`: how many could not be moved.
+    """
 
     scanned: int = 0
     resumed: int = 0
@@ -47,7 +52,9 @@ class TickReport(msgspec.Struct, kw_only=True):
 
 
 class WaitEngine:
-    """Moves the waiting flows of one engine. `on_moved` is called with how many seconds after its due time a flow was moved.
+    """Moves the waiting flows of one engine.
+
+    `on_moved` is called with how many seconds after its due time a flow was moved.
 
     `decided` returns the time up to which every reply is decided: a reply that came before a deadline wins (SEMANTICS R9), so the deadline
     waits for it, but no longer than `patience`. None: every reply is decided as it comes.
@@ -103,7 +110,10 @@ class WaitEngine:
         return report
 
     def _is_stuck(self, due: DueFlows, report: TickReport) -> bool:
-        """Return whether the same flows are due again although nothing went wrong: they would be, whatever is done."""
+        """Return whether the same flows are due again although nothing went wrong.
+
+        They would be due whatever is done, so the tick ends.
+        """
         before, self._last_due = self._last_due, due.flows
         if not before or due.flows != before:
             return False
@@ -112,12 +122,15 @@ class WaitEngine:
         return True
 
     def _note_failure(self, report: TickReport) -> None:
-        """Count an error that may leave flows due: nothing more is tried in this tick, and the loop rests."""
+        # The error may leave flows due: nothing more is tried in this tick, and the loop rests.
         report.errors += 1
         self._has_failed, self._last_due = True, []
 
     async def _due(self, now: Micros) -> DueFlows:
-        """Read what is due. Where undecided replies hold everything back, ask first how far replies are decided by now."""
+        """Read what is due.
+
+        Where undecided replies hold everything back, ask first how far replies are decided by now.
+        """
         store = self._engine.store
         if self._decided is None:
             return await store.due(now, _DUE_AT_ONCE)
@@ -128,7 +141,7 @@ class WaitEngine:
         return due
 
     async def _pass(self, due: DueFlows, now: Micros, report: TickReport) -> int:
-        """Move the flows that are due, and follow up ends. Returns how many flows no longer wait."""
+        """Move due flows, and follow up ends. Returns how many flows no longer wait."""
         passed = [DeadlinePassed(flow_id=flow.flow_id, wait_id=flow.wait_id or 0, at_us=now) for flow in due.flows]
         ends = [FollowUp(flow_id=end.flow_id, cascade=end.cascade, trace=end.trace) for end in due.ends]
         stimuli: list[DeadlinePassed | FollowUp] = [*passed, *ends]
@@ -158,9 +171,10 @@ class WaitEngine:
         return int(status is not FlowStatus.WAITING)
 
     async def try_resume_external(self, flow_id: str | UUID, topic: str, correlation_id: str, payload: Any = None) -> Flow | None:
-        """Resume this flow if it waits for (topic, correlation_id). Returns the flow, or None when nothing matched.
+        """Resume this flow if it waits for (topic, correlation_id).
 
-        Nothing is kept for later: use `resume_correlated` for a reply that may be early. Raises `Unavailable` for store failures.
+        Returns the flow, or None when nothing matched. Nothing is kept for later: use `resume_correlated` for a reply that may be early.
+        Raises `Unavailable` for store failures.
         """
         reply = Reply(
             topic=topic,
@@ -184,9 +198,10 @@ class WaitEngine:
         arrived_at: datetime | None = None,
         flow_id: str | UUID | None = None,
     ) -> SubmissionOutcome:
-        """Apply a reply without knowing its flow, by SEMANTICS R1–R12: it resumes, progresses, is held, late or a duplicate.
+        """Apply a reply without knowing its flow, by SEMANTICS R1–R12.
 
-        The same reply over the wire has the same identity. Raises `InvalidRequest` for ids that could not be matched (R1).
+        It resumes, progresses, is held, late or a duplicate. The same reply over the wire has the same identity. Raises `InvalidRequest`
+        for ids that could not be matched (R1).
         """
         event_id = event_id if event_id is not None else new_id()
         for name, text in (("topic", topic), ("correlation_id", correlation_id), ("event_id", event_id)):
@@ -209,7 +224,7 @@ class WaitEngine:
         return await self._engine.submit(reply, identity, raw=raw)
 
     async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:
-        """Tick until `shutdown` is set: whenever something is due, and at least every `interval`."""
+        """Tick when something is due, at least every `interval`, until `shutdown` is set."""
         stopping = asyncio.ensure_future(shutdown.wait())
         try:
             while not shutdown.is_set():
@@ -223,7 +238,10 @@ class WaitEngine:
             stopping.cancel()
 
     async def _sleep(self, interval: timedelta, stopping: asyncio.Future[Any], rest: Micros) -> None:
-        """Sleep until the next due time, the interval's end, an earlier timer or the stop, but at least for `rest`."""
+        """Sleep until the next due time, the end of the interval, a wake-up or the stop.
+
+        Sleeps at least for `rest`, unless the worker stops.
+        """
         now = self._engine.clock()
         until = now + interval // timedelta(microseconds=1)
         try:
@@ -243,7 +261,7 @@ class WaitEngine:
         self._asleep_until = None
 
     def _on_commit(self, batch: Batch) -> None:
-        """Wake the loop for an end to follow up, or for something due before it would wake by itself."""
+        """Wake the loop for an end to follow up, or for an earlier due time than it knows."""
         if batch.unfinished or any(
             write.due_us is not None and (self._asleep_until is None or write.due_us < self._asleep_until) for write in batch.flows
         ):

@@ -68,7 +68,10 @@ class MemoryBroker:
         return self.streams[config["name"]]
 
     def consumer(self, source: ConsumerSpec) -> ConsumerState:
-        """Return the source's consumer. A missing one is created, and starts at the beginning of the stream."""
+        """Return the source's consumer.
+
+        A missing one is created, and starts at the beginning of the stream.
+        """
         key = (source.stream, source.consumer)
         if key not in self.consumers:
             stream = self.streams[source.stream]
@@ -102,7 +105,10 @@ class MemoryBroker:
         return receivers
 
     def publish(self, subject: str, body: bytes, headers: Headers, reply: str = "") -> Published | None:
-        """Deliver a message to its subscribers, and store it where a stream captures it. Raises `PublishFailed` when that is full."""
+        """Deliver a message to its subscribers, and store it where a stream captures it.
+
+        Raises `PublishFailed` when the stream is full.
+        """
         # What nats-py does to header values on the way out.
         headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
         for subscriber in self._receivers(subject):
@@ -115,7 +121,10 @@ class MemoryBroker:
         return None
 
     def publish_all(self, messages: Sequence[WireMessage]) -> Published:
-        """Store messages in the one stream that captures them, all or none. Raises `PublishFailed` where it takes no batches."""
+        """Store messages in the one stream that captures them, all or none.
+
+        Raises `PublishFailed` where the stream takes no batches.
+        """
         allowed = (stream for stream in self.streams.values() if stream.config.get(stream_rules.BATCHES))
         stream = next((stream for stream in allowed if all(stream.captures(message.subject) for message in messages)), None)
         if stream is None:
@@ -126,7 +135,10 @@ class MemoryBroker:
         return last
 
     def ask(self, message: ForwardedRequest) -> str | None:
-        """Send a request. A stream that captures it acknowledges on the reply subject. Returns why nobody got it, or None."""
+        """Send a request. Returns why nobody got it, or None.
+
+        A stream that captures it acknowledges on the reply subject.
+        """
         reply = message.reply or ""
         captured = any(stream.captures(message.subject) for stream in self.streams.values())
         if reply and not captured and not self.listeners(message.subject):
@@ -151,14 +163,20 @@ class MemoryClient:
         self._answers = Errands()
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published:
-        """Publish into a stream. Raises `PublishFailed` where none captures the subject, or it is full."""
+        """Publish into a stream.
+
+        Raises `PublishFailed` where no stream captures the subject, or where it is full.
+        """
         stored = self._broker.publish(subject, body, headers)
         if stored is None:
             raise PublishFailed(f"no stream takes {subject}", refused=True)
         return stored
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, within: float = 5.0) -> tuple[bytes, Headers]:
-        """Return body and headers of the first answer. Raises `ConnectionError` where nobody listens, or TimeoutError."""
+        """Return body and headers of the first answer.
+
+        Raises `ConnectionError` where nobody listens, `TimeoutError` where no answer comes.
+        """
         listeners = self._broker.listeners(subject)
         self._inboxes += 1
         inbox = f"_INBOX.memory.{id(self)}.{self._inboxes}"
@@ -182,9 +200,10 @@ class MemoryClient:
     async def respond_on(
         self, pattern: str, handler: Callable[[CoreMessage], Awaitable[bytes | None]], *, echo: bool = False
     ) -> Callable[[], Awaitable[None]]:
-        """Answer requests with what `handler` returns (None: not at all), as a delegate does. Returns a function that stops it.
+        """Answer requests as a delegate does. Returns a function that stops it.
 
-        `echo`: the answer has the request's headers, as with nats-py's `Msg.respond`.
+        The answer is what `handler` returns (None: no answer). `echo`: the answer has the request's headers, as with nats-py's
+        `Msg.respond`. After the stop, requests in hand are still answered.
         """
 
         async def answer(request: CoreMessage) -> None:
@@ -198,7 +217,6 @@ class MemoryClient:
             self._answers.start(answer(request), "delegate", context=context.copy())
 
         async def stop() -> None:
-            """Unsubscribe; requests in hand are still answered."""
             self._broker.subscribers.remove(subscriber)
 
         subscriber = Subscriber((pattern,), take)

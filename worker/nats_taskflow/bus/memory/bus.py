@@ -115,7 +115,7 @@ class MemoryBus:
     async def prepare(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
-        """Create and check streams and consumers. Raises `TopologyRefused` or `ConsumerTaken`."""
+        """Create and check everything. Raises `TopologyRefused` or `ConsumerTaken`."""
         self._prepared = (streams, sources, holder)
         return self._topology.prepare(streams, sources, holder, adopt=adopt)
 
@@ -196,7 +196,7 @@ class MemoryBus:
             self.broker.tick()
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
-        """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
+        """Store a message. The future resolves in a later turn of the loop, as with NATS."""
         return self._store([message], lambda messages: self.broker.publish(*messages[0]))
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
@@ -261,7 +261,7 @@ class MemoryBus:
     def _store(
         self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]
     ) -> asyncio.Future[Published]:
-        """Store messages, or fail as a test asked for; the future resolves in a later turn of the loop."""
+        """Store messages, or fail as a test asked for, in a later turn of the loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Published] = loop.create_future()
         try:

@@ -61,7 +61,10 @@ class StreamStore:
         return any(covers(pattern, subject) for pattern in self.config["subjects"])
 
     def store(self, subject: str, body: bytes, headers: Headers, now: int) -> Published:
-        """Store a message, unless the duplicate window has its id. Raises `PublishFailed` when the stream is full."""
+        """Store a message, unless the duplicate window has its id.
+
+        Raises `PublishFailed` when the stream is full.
+        """
         self._expire(now)
         msg_id = headers.get(MSG_ID)
         if msg_id in self._ids:
@@ -81,7 +84,10 @@ class StreamStore:
         return Published(stream=self.config["name"], seq=self.last_seq)
 
     def check_room(self, messages: Sequence[WireMessage]) -> None:
-        """Raise `PublishFailed` unless all of these messages would be stored: one is a duplicate, or there is no room."""
+        """Raise `PublishFailed` unless all of these messages would be stored.
+
+        A duplicate among them or a lack of room would prevent that.
+        """
         ids = [message.headers[MSG_ID] for message in messages if MSG_ID in message.headers]
         if len(set(ids)) < len(ids) or any(msg_id in self._ids for msg_id in ids):
             raise PublishFailed("the broker refused a batch: it contains duplicate message id (10201)", duplicate=True)
@@ -90,7 +96,8 @@ class StreamStore:
             raise PublishFailed("the broker refused a batch: maximum bytes exceeded (10047)", refused=True)
 
     def _expire(self, now: int) -> None:
-        """Drop messages beyond `max_age`, and ids beyond the duplicate window. Both are in order of time."""
+        """Drop messages beyond `max_age`, and ids beyond the duplicate window."""
+        # Both are in order of time.
         age = self.config.get("max_age", 0) // _NS_PER_US
         while age and self.messages and self.messages[oldest := next(iter(self.messages))].at_us <= now - age:
             self._drop(oldest)
@@ -119,20 +126,26 @@ class ConsumerState:
 
     @property
     def floor(self) -> int:
-        """The last message up to which everything is settled. As on the server, it is one that the filters let through."""
+        """The last message up to which everything is settled.
+
+        As on the server, it is one that the filters let through.
+        """
         matches = self._match()
         at = bisect_left(matches, min(self._due, default=self._next))
         return max(matches[at - 1] if at else 0, self._rewound_to)
 
     @property
     def next_open(self) -> int:
-        """The first message that the filters let through and that is not settled, or not there yet."""
+        """The first unsettled or future message that the filters let through."""
         matches = self._match()
         at = bisect_left(matches, min(self._due, default=self._next))
         return matches[at] if at < len(matches) else self._stream.last_seq + 1
 
     def deliver(self, now: int) -> Delivery | None:
-        """Deliver what is due again, else the next new message; None when there is none, or too much is unsettled."""
+        """Deliver what is due again, or the next new message.
+
+        Returns None when there is neither, or when too much is unsettled.
+        """
         due = self.next_due()
         if due is not None and due <= now:
             return self._delivery(heapq.heappop(self._heap)[1], now)

@@ -64,7 +64,7 @@ class MemoryTopology:
         adopt: bool = False,
         live: bool = False,
     ) -> list[str]:
-        """Create and check streams and consumers, as `Bus.prepare` promises; `live`: as `Bus.inspect` does."""
+        """Create and check all, as `Bus.prepare` promises; `live`: as `Bus.inspect` does."""
         objections = self.objections(streams, sources, live=live)
         if objections:
             raise TopologyRefused("\n".join(objections))
@@ -96,7 +96,10 @@ class MemoryTopology:
         return warnings
 
     def _take_over(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, ConsumerState]) -> None:
-        """Create a consumer. Where another one took its subjects so far, it begins where that one has settled all."""
+        """Create a consumer.
+
+        Where another one took its subjects so far, it begins where that one has settled all.
+        """
         consumer = self._broker.consumer(source)
         infos = {other: {"config": state.config, "ack_floor": {"stream_seq": state.floor}} for other, state in present.items()}
         older = filters.find_predecessor(source, filters.filters_in(consumer.config), infos)

@@ -26,7 +26,10 @@ class AckRights:
             self._denied.add(tuple(fields[at : at + 2]))
 
     async def objections(self, source: ConsumerSpec) -> list[str]:
-        """Return an objection for as long as the server refuses settlements of the source. Raises `ApiTimeout`."""
+        """Return an objection while the server refuses settlements of the source.
+
+        Raises `ApiTimeout`.
+        """
         names = (source.stream.lower(), source.consumer.lower())
         if names not in self._denied:
             return []

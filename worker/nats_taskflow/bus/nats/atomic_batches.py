@@ -32,14 +32,20 @@ class AtomicBatches:
         return any(covers(pattern, subject) for stream in self._streams.values() for pattern in stream.subjects)
 
     async def note(self, stream: StreamSpec, config: Json, *, allow: bool) -> None:
-        """Note what a stream's configuration says. `allow`: the server knows batches, so allow them on an older worker's stream."""
+        """Note whether a stream takes batches, by its configuration.
+
+        `allow`: the server knows batches, so allow them on an older worker's stream.
+        """
         allowed = bool(config.get(BATCHES)) or (allow and stream_rules.lacks_batches(stream, config) and await self._allow(stream, config))
         self._streams.pop(stream.name, None)
         if allowed:
             self._streams[stream.name] = stream
 
     async def _allow(self, stream: StreamSpec, config: Json) -> bool:
-        """Have a stream take batches; False where that is not permitted: everything works without."""
+        """Have a stream take batches. Returns False where that is not permitted.
+
+        Everything works without batches.
+        """
         refused = await self._change(f"STREAM.UPDATE.{stream.name}", {**config, BATCHES: True}, f"stream {stream.name}")
         if refused:
             self._log.info("topology.no_batches", stream=stream.name, reason=refused)

@@ -99,7 +99,10 @@ class JetStreamBus:
 
     @property
     def pull_requests(self) -> int:
-        """How many pull requests the running pulls have sent. An idle worker sends one in half a minute."""
+        """How many pull requests the running pulls have sent.
+
+        An idle worker sends one in half a minute.
+        """
         return sum(pull.requests for pull in self._pulls)
 
     async def open(self) -> None:
@@ -117,9 +120,9 @@ class JetStreamBus:
         dry_run: bool = False,
         set_limits: bool = False,
     ) -> list[str]:
-        """Create and check streams and consumers. Raises `TopologyRefused` or `ConsumerTaken`.
+        """Create and check everything. Raises `TopologyRefused` or `ConsumerTaken`.
 
-        `dry_run`: only check them. `set_limits`: also give existing streams the limits of the settings, whatever they then discard.
+        `dry_run`: only check it. `set_limits`: also give existing streams the limits of the settings, whatever they then discard.
         """
         return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
 
@@ -149,7 +152,7 @@ class JetStreamBus:
         return self._connection.renewal.unheard or next((pull.trouble for pull in self._pulls if pull.trouble), "")
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
-        """Return how far the source is. After a rewind, `delivered` starts again at `floor`."""
+        """Return how far the source is. A rewind sets `delivered` back to `floor`."""
         try:
             info = await self._topology.consumer_info(source)
         except ApiTimeout as error:
@@ -178,7 +181,10 @@ class JetStreamBus:
             raise PublishFailed(str(error)) from error
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
-        """Have everything above the ack floor, or from `to` on, delivered again at once (nats-server 2.12 and later)."""
+        """Have everything above the ack floor, or from `to` on, delivered again at once.
+
+        Needs nats-server 2.12 or later.
+        """
         return await self._topology.rewind(source, to)
 
     async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
@@ -197,7 +203,8 @@ class JetStreamBus:
             pull.wake()
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Answer a delivery; kept for a reconnect, since a late ack still spares a redelivery."""
+        """Answer a delivery."""
+        # Kept for a reconnect: a late ack still spares a redelivery.
         self._connection.outbound.put(Frame(delivery.token, encode_settlement(settlement), keep=True))
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
@@ -222,7 +229,7 @@ class JetStreamBus:
         await self._connection.outbound.wait_for_room()
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
-        """Publish core requests whose answers go elsewhere; return for each why nobody got it."""
+        """Publish requests whose answers go elsewhere. Returns for each why nobody got it."""
         return await self._requests.send(messages)
 
     async def serve(self, service: Service, handler: RequestHandler) -> None:

@@ -48,22 +48,25 @@ class TcpConnection(TcpTransport):
     """A TCP connection with back-pressure, and one error for all event loops."""
 
     def __bool__(self) -> bool:
-        """Return True: nats-py would replace a transport that is false, as one that is not connected yet."""
+        """Return True: nats-py replaces a transport that is false, as if unconnected."""
         return True
 
     async def read(self, buffer_size: int) -> bytes:
-        """Read all that the event loop has: with each piece, nats-py copies what it has of a message so far."""
+        """Read all that the event loop has."""
+        # With each piece, nats-py copies what it has of a message so far: few pieces are cheaper.
         read: bytes = await super().read(max(buffer_size, _PIECE))
         return read
 
     def write(self, payload: bytes) -> None:
-        """Write. Raises `ConnectionResetError` on a closed connection, where asyncio is silent and uvloop raises `RuntimeError`."""
+        """Write. Raises `ConnectionResetError` on a closed connection."""
+        # There, asyncio is silent and uvloop raises `RuntimeError`.
         if self._io_writer is None or self._io_writer.is_closing():
             raise ConnectionResetError("the connection is closed")
         self._io_writer.write(payload)
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write as one piece: asyncio's own has no back-pressure in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254)."""
+        """Write as one piece."""
+        # asyncio's own has no back-pressure in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254).
         self.write(b"".join(payload))
 
 
@@ -111,11 +114,11 @@ class PatchedClient(Client):
         return flushed
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Read headers as the worker reads those of its deliveries: any bytes can be read so."""
+        # As the worker reads those of its deliveries: any bytes can be read so.
         return read_headers(bytes(headers)) if headers else None
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
-        """Build the message. Bytes that are not UTF-8 become U+FFFD, which no subject of ours contains."""
+        """Build the message. Invalid UTF-8 becomes U+FFFD, which no subject of ours has."""
         return self.msg_class(
             _client=self,
             subject=bytes(subject).decode("utf-8", "replace"),
@@ -127,18 +130,19 @@ class PatchedClient(Client):
 
     @classmethod
     def _parse_server_uri(cls, connect_url: str) -> ParseResult:
-        """Read the address of a server."""
         return Address(*super()._parse_server_uri(connect_url))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  see above
-        """Read the server's INFO. nats-py encrypts only where the server requires it, not where it leaves the choice to us."""
+        """Read the server's INFO."""
+        # nats-py encrypts only where the server requires it, not where it leaves the choice to us.
         if initial_connection and info.get("tls_available") and self._must_encrypt():
             info["tls_required"] = True
         self._max_payload = info.get("max_payload", self._max_payload)
         await super()._process_info(info, initial_connection)
 
     def _connect_command(self) -> bytes:
-        """Return the CONNECT. The key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
+        """Return the CONNECT, with the key that the key file has now."""
+        # The file may have been replaced since the last one; nats-py keeps the first public key for ever.
         if self._is_in_clear():
             raise NotEncrypted("nats: the server offers no TLS, and the connection has to be encrypted: nothing was sent")
         if self._nkeys_seed is not None:
@@ -150,13 +154,14 @@ class PatchedClient(Client):
         return super()._connect_command()
 
     def _read_creds_user_jwt(self, creds: Any) -> Any:
-        """Read the JWT of a credentials file. In a file that is only half written, nats-py looks for its end for ever."""
+        # In a file that is only half written, nats-py looks for its end for ever.
         if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
             raise NatsError(f"nats: {creds} holds no user JWT")
         return super()._read_creds_user_jwt(creds)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  see above
-        """Close. nats-py first writes what is pending, even on a connection in clear, or on none at all."""
+        """Close. Nothing goes out in clear where encryption was asked for."""
+        # nats-py first writes what is pending, even on a connection in clear, or on none at all.
         if self._is_in_clear():
             self._abort()
         try:
@@ -168,10 +173,10 @@ class PatchedClient(Client):
             await super()._close(status, do_cbs)
 
     async def _process_err(self, err_msg: str) -> None:
-        """Handle a server's error, after which it hangs up. Unless it is about the credentials, connect again; nats-py closes for good.
+        """Connect again after a server's error, at which the server hangs up.
 
-        A new connection helps where the limit on payloads was lowered: it is read anew. Other errors end the next connection, too (the
-        limit on subscriptions), so the delay before it grows.
+        At these errors, nats-py closes for good; those about credentials are left to it. A new connection helps where the limit on payloads
+        was lowered: it is read anew. Other errors end the next connection, too (the limit on subscriptions), so the delay before it grows.
         """
         if any(word in err_msg for word in _LEFT_TO_NATS_PY):
             await super()._process_err(err_msg)
@@ -183,16 +188,16 @@ class PatchedClient(Client):
         await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
-        """Handle a PONG. They come in the order of the PINGs, so one that nobody awaits any more still counts."""
+        # PONGs come in the order of the PINGs, so one that nobody awaits any more still counts.
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _attempt_reconnect(self) -> None:
-        """Reconnect, however many attempts it takes. nats-py ends at errors that are neither its own nor the system's.
+        """Reconnect, however many attempts it takes.
 
-        It would also wait for the old connection to write its last bytes, which perhaps nobody reads, and send on the new connection what
-        was pending on the old one, when its senders have given it up.
+        nats-py ends at errors that are neither its own nor the system's. It would also wait for the old connection to write its last bytes,
+        which perhaps nobody reads, and send on the new connection what was pending on the old one, when its senders have given it up.
         """
         self._leave()
         self._forget_pending()
@@ -207,18 +212,19 @@ class PatchedClient(Client):
                 await self._error_cb(failure if isinstance(failure, Exception) else NatsError("nats: the attempt was cancelled"))
 
     async def _process_op_err(self, e: Exception) -> None:
-        """Reconnect after an error. If the task that does so ends early, that is an error of the loop."""
+        # If the task that reconnects ends early, that is an error of the loop.
         await super()._process_op_err(e)
         if self._reconnection_task is not None:
             watch(self._reconnection_task)
 
     async def _select_next_server(self) -> None:
-        """Dial the next server. After a failed handshake, nats-py leaves the connection open, with the tasks that serve it."""
+        # After a failed handshake, nats-py leaves the connection open, with the tasks that serve it.
         self._leave()
         await super()._select_next_server()
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """Dial a server with a transport of its own. nats-py has one for all: late writes to the last connection would go to this one."""
+        """Dial a server with a transport of its own."""
+        # nats-py has one for all: late writes to the last connection would go to this one.
         if s.uri.scheme not in _WEBSOCKETS:
             self._transport = TcpConnection()  # type: ignore[no-untyped-call]
         try:
@@ -227,10 +233,8 @@ class PatchedClient(Client):
             heed_cancellation()  # Python 3.11's `wait_for` may raise another error in its place, and nats-py would dial for ever
 
     async def _process_connect_init(self) -> None:
-        """Shake hands. nats-py tries again only after errors of its own or the system's; a truncated line raises others.
-
-        It also goes on where the answer to its PING is truncated or missing.
-        """
+        """Shake hands. Any failure becomes an error after which nats-py tries again."""
+        # At other errors (of a truncated line) nats-py gives up. It goes on where the answer to its PING is truncated or missing.
         try:
             await super()._process_connect_init()
         except (OSError, NatsError, TimeoutError):
@@ -244,29 +248,27 @@ class PatchedClient(Client):
             task.add_done_callback(self._on_end)
 
     def _service_tasks(self) -> list[asyncio.Task[None]]:
-        """Return the tasks that serve the connection: they read, write and ping."""
         return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
-        """Reconnect where a task has ended before its connection did: nats-py does not notice that."""
+        # nats-py does not notice that a task has ended before its connection did.
         error = None if task.cancelled() else task.exception()
         if self.is_connected and not task.cancelling() and task in self._service_tasks():
             self._recovery = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
 
     def _leave(self) -> None:
-        """Leave the connection: close its socket without writing what is left, end its tasks, drop what is half read."""
+        """Close the socket without writing what is left, and drop what is half read."""
         self._abort()
         for task in self._service_tasks():
             task.cancel()
         self._ps.reset()
 
     def _forget_pending(self) -> None:
-        """Drop what is not written yet, except for settlements."""
         self._pending = [piece for piece in self._pending if isinstance(piece, SettlementBytes)]
         self._pending_data_size = sum(map(len, self._pending))
 
     def _must_encrypt(self) -> bool:
-        """Return whether encryption was asked for, for one server or all: addresses from a cluster's INFO have no scheme."""
+        # One server's address with TLS is enough: addresses from a cluster's INFO have no scheme.
         for_all = self.options.get("tls") is not None or self.options.get("tls_handshake_first")
         return bool(for_all) or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
 
@@ -280,7 +282,7 @@ class PatchedClient(Client):
         return not getattr(self._transport, "_using_tls", False)  # a websocket
 
     def _abort(self) -> None:
-        """Close the socket without writing what is left."""
+        # What is left is not written.
         writer = getattr(self._transport, "_io_writer", None)  # a websocket has none
         if writer is not None:
             writer.transport.abort()

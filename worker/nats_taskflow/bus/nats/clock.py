@@ -25,7 +25,10 @@ class ClockOffset:
         self.value: Micros = 0
 
     async def read(self, request: Awaitable[bytes]) -> Json:
-        """Await an answer, measure by the time in it, and return it. Raises what msgspec raises where it is no JSON object."""
+        """Await an answer, measure by the time in it, and return it.
+
+        Raises what msgspec raises where the answer is no JSON object.
+        """
         before = time.time_ns() // 1000
         raw = await request
         after = time.time_ns() // 1000
@@ -35,7 +38,7 @@ class ClockOffset:
         return answer
 
     def adjust(self, theirs: Micros, before: Micros, after: Micros) -> None:
-        """Take a reading of the broker's clock (`theirs`), made between two readings of ours."""
+        """Measure by the broker's clock (`theirs`), read between two readings of ours."""
         offset = theirs - (before + after) // 2
         if abs(offset - self.value) > (after - before) // 2 + _GRAIN:
             self.value = offset

@@ -109,7 +109,8 @@ class NatsConnection:
         self.outbound.start()
 
     async def close(self) -> None:
-        """Close without draining, for `drain` can hang for its 30 s. Idempotent; never raises."""
+        """Close without draining. Idempotent; never raises."""
+        # nats-py's `drain` can hang for its 30 s.
         self._closing = True
         await self.outbound.stop()
         self.renewal.stop()
@@ -117,13 +118,19 @@ class NatsConnection:
             await self._close_client()
 
     async def flush(self) -> None:
-        """Wait until the server has read everything written so far. Raises what nats-py raises."""
+        """Wait until the server has read everything written so far.
+
+        Raises what nats-py raises.
+        """
         # Twice: nats-py's PING overtakes its own buffer, so the first answer may come before the buffer is written.
         await self.client.flush()
         await self.client.flush()
 
     async def ask(self, subject: str, body: bytes = b"", *, within: float = 2.0) -> bytes:
-        """Send a request to the broker's API. Raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
+        """Send a request to the broker's API.
+
+        Raises `ApiDenied`, or `ApiTimeout` within `within` seconds.
+        """
         if not self.connected:
             raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
         inbox, exact = self.options.inbox_prefix.lower(), subject.lower()
@@ -142,10 +149,10 @@ class NatsConnection:
         return answer.data
 
     async def unless_denied(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
-        """Await `work`. Raises `NotAllowed` as soon as the server denies a subject; otherwise that would be silence.
+        """Await `work`. Raises `NotAllowed` as soon as the server denies a subject.
 
-        For a connection that does one thing at a time: the server does not say whose request it denies. nats-py gives subjects in lower
-        case; those that begin with one of `subjects` are reported as written there.
+        Without this, a denial would be silence. For a connection that does one thing at a time: the server does not say whose request it
+        denies. nats-py gives subjects in lower case; those that begin with one of `subjects` are reported as written there.
         """
         try:
             return await unless_denied(work, self.on_denied)
@@ -153,7 +160,10 @@ class NatsConnection:
             raise NotAllowed(self.as_written(denied.subject, *subjects)) from None
 
     def as_written(self, denied: str, *beginnings: str) -> str:
-        """Return a denied subject, which nats-py gives in lower case, as it is written, as far as that is known."""
+        """Return a denied subject as it is written, as far as that is known.
+
+        nats-py gives it in lower case.
+        """
         for beginning in (*beginnings, self.options.inbox_prefix):
             if denied.startswith(beginning.lower()):
                 return beginning + denied[len(beginning) :]
@@ -186,7 +196,8 @@ class NatsConnection:
         self._last_error = text
 
     async def _on_disconnected(self) -> None:
-        """Tell the listeners. It must not raise, or the client never reconnects (nats.py#204)."""
+        """Notify the listeners."""
+        # This must not raise, or the client never reconnects (nats.py#204).
         if not self._closing:
             self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
         self._subscribed = False
@@ -194,7 +205,7 @@ class NatsConnection:
             self._call(listener)
 
     async def _on_reconnected(self) -> None:
-        """Tell the listeners."""
+        """Notify the listeners."""
         self._log.info("bus.reconnected", address=self.address)
         self._subscribed = True  # nats-py calls this once the broker has answered the PING behind the subscriptions
         self._last_error = ""
@@ -203,13 +214,13 @@ class NatsConnection:
             self._call(listener)
 
     async def _on_closed(self) -> None:
-        """Resolve `lost`: at some server errors, nats-py gives up whatever the reconnect settings."""
+        # At some of the server's errors, nats-py gives up whatever the reconnect settings.
         if not self._closing and not self.lost.done():
             error = self.client.last_error
             self.lost.set_result(connection_options.reason(error) if error is not None else "the client closed the connection")
 
     def _call(self, listener: Callable[..., None], *arguments: str) -> None:
-        """Call a listener. Its failure is a defect of ours, and must not end the connection."""
+        """Call a listener. Its defect is logged and does not end the connection."""
         try:
             listener(*arguments)
         except Exception:  # noqa: BLE001  see above; logged with its traceback

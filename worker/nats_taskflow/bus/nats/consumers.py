@@ -39,7 +39,10 @@ class Consumers:
         return filters.filters_for(source, (stream["config"].get("subjects") or ()) if stream is not None else ())
 
     async def ensure(self, sources: Sequence[ConsumerSpec], holder: ClaimHolder | None) -> list[str]:
-        """Create what is missing, then update the rest. Returns warnings. Raises `TopologyRefused` or `ApiTimeout`."""
+        """Create what is missing, then update the rest. Returns warnings.
+
+        Raises `TopologyRefused` or `ApiTimeout`.
+        """
         infos = {source: await self._find(source) for source in sources}
         present = {source: info for source, info in infos.items() if info is not None}
         for source in sources:
@@ -48,7 +51,10 @@ class Consumers:
         return [warning for source, info in present.items() for warning in await self._update(source, info, holder)]
 
     async def _create(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, Json], holder: ClaimHolder | None) -> None:
-        """Create a consumer. Where another one took its subjects so far, it continues there, and for the same database."""
+        """Create a consumer.
+
+        Where another one took its subjects so far, it continues there, and for the same database.
+        """
         must_take = await self.filters(source)
         older = filters.find_predecessor(source, must_take, present)
         holder = holder if holder is not None or older is None else claims.holder_in(older["config"])
@@ -58,7 +64,10 @@ class Consumers:
             await self._rewind(source, older["ack_floor"]["stream_seq"] + 1)
 
     async def _update(self, source: ConsumerSpec, info: Json, holder: ClaimHolder | None) -> list[str]:
-        """Correct a consumer's filters, and claim it. Returns warnings, also about somebody else who pulls from it."""
+        """Correct a consumer's filters, and claim it. Returns warnings.
+
+        One of them may be that somebody else pulls from it.
+        """
         warnings, config, must_take = claims.rival_warnings(source, holder, info), info["config"], await self.filters(source)
         if filters.filters_in(config) != set(must_take):
             narrowed = filters.covers_all(config, must_take)
@@ -71,7 +80,10 @@ class Consumers:
         return [*warnings, *await self._claim(source, config, holder)]
 
     async def _claim(self, source: ConsumerSpec, config: Json, holder: ClaimHolder | None) -> list[str]:
-        """Claim the consumer. Returns a warning where that is not permitted: everything works without."""
+        """Claim the consumer. Returns a warning where that is not permitted.
+
+        Everything works without the claim.
+        """
         claimed, present = claims.with_claim(config, holder), claims.holder_in(config)
         if holder is None or claimed is config:
             return []
@@ -87,6 +99,5 @@ class Consumers:
         return []
 
     async def _write(self, source: ConsumerSpec, config: Json, action: str) -> None:
-        """Create or update a consumer. Raises `TopologyRefused`."""
         body = {"stream_name": source.stream, "config": config, "action": action}
         await self._api.change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, source.label)

@@ -25,7 +25,10 @@ class SubjectDenied(Exception):
 async def unless_denied(
     work: Coroutine[Any, Any, T], listeners: DenialListeners, concerns: Callable[[str], bool] = lambda _subject: True
 ) -> T:
-    """Await `work`. Raises `SubjectDenied` as soon as the server denies a subject for which `concerns` is true."""
+    """Await `work`, unless the server denies a subject.
+
+    Raises `SubjectDenied` as soon as it denies one for which `concerns` is true.
+    """
     denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def deny(subject: str) -> None:
@@ -47,6 +50,6 @@ async def unless_denied(
 
 
 def _retrieve_exception(task: asyncio.Future[Any]) -> None:
-    """Retrieve the exception: asyncio would log it where a denial came first."""
+    # Else asyncio would log it where a denial came first.
     if not task.cancelled():
         task.exception()

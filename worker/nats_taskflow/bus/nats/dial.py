@@ -21,9 +21,10 @@ Noting = Callable[[Exception], Awaitable[None]]
 
 
 async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconnect_wait: float, **callbacks: Any) -> None:
-    """Connect; the connection then survives every outage. Raises `BusLost` within `connect_timeout`, `TurnedAway` as soon as it is refused.
+    """Connect. The connection then survives every outage.
 
-    `error_cb` and `callbacks` are those of nats-py; they must not raise. When cancelled, it leaves no attempt running.
+    Raises `BusLost` within `connect_timeout`, `TurnedAway` as soon as the server refuses. `error_cb` and `callbacks` are those of nats-py;
+    they must not raise. When cancelled, it leaves no attempt running.
     """
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     last = ["no answer"]
@@ -57,7 +58,10 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
 
 
 async def close_now(client: Client) -> Exception | None:
-    """Close without draining, which can hang: a peer that reads nothing must not delay us. Returns the error, if any."""
+    """Close without draining. Returns the error, if any.
+
+    Draining can hang: a peer that reads nothing must not delay us.
+    """
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await client.close()

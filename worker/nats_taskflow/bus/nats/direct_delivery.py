@@ -36,7 +36,7 @@ class DirectDeliveryClient(PatchedClient):
         return subscription
 
     def read_directly(self, subscription: Subscription, take: Take) -> None:
-        """From now on, have `take` called from the read loop for a subscription's messages."""
+        """Have the read loop call `take` for a subscription's messages from now on."""
         self._direct[subscription._id] = take  # noqa: SLF001  the number that the server names in each message
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
@@ -51,11 +51,13 @@ class DirectDeliveryClient(PatchedClient):
             self._log.exception("bus.take_failed")
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        """Forget a subscription."""
         self._direct.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def subscribe_again(self) -> None:
-        """Send every subscription again. The server has dropped those that the permissions did not cover; the others stay as they are."""
+        """Send every subscription again.
+
+        The server has dropped those that the permissions did not cover. The others stay as they are.
+        """
         for subscription in tuple(self._subs.values()):
             await self._send_subscribe(subscription)

@@ -25,7 +25,10 @@ _FIRST_FEW = 32
 
 
 def encode_frame(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
-    """Return the `PUB` or `HPUB` frame. Raises `ValueError` for a subject or header that cannot be sent."""
+    """Return the `PUB` or `HPUB` frame.
+
+    Raises `ValueError` for a subject or header that cannot be sent.
+    """
     if not subject or _BREAK.search(subject) or (reply and _BREAK.search(reply)):
         raise ValueError(f"{subject!r} or the reply subject {reply!r} cannot be written")
     if not headers:
@@ -35,7 +38,7 @@ def encode_frame(subject: str, body: bytes, reply: str, headers: Headers) -> byt
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """Read a header block. What is not UTF-8 becomes U+FFFD; invalid names are skipped.
+    """Read a header block. Invalid UTF-8 becomes U+FFFD; invalid names are skipped.
 
     Of two headers with one name, the first counts, as in the clients of other languages; in nats-py it is the last. Of more than
     `MOST_HEADERS`, only the first few are read, which usually name the message. `UNREAD` says so, and `limits.check_headers` refuses it.
@@ -54,7 +57,10 @@ def read_headers(raw: bytes) -> dict[str, str]:
 
 
 def _block(headers: Headers) -> bytes:
-    """Return the header block. A header without a name is left out; a line break in a value becomes a space."""
+    """Return the header block.
+
+    A header without a name is left out. A line break in a value becomes a space.
+    """
     lines = [_VERSION]
     for name, value in headers.items():
         if prefix := _written_name(name):
@@ -67,7 +73,10 @@ def _block(headers: Headers) -> bytes:
 
 @lru_cache(maxsize=256)
 def _written_name(name: str) -> bytes:
-    """Return `name: `, or nothing for a blank name. Raises `ValueError` for a name that is not a token."""
+    """Return `name: `, or nothing for a blank name.
+
+    Raises `ValueError` for a name that is not a token.
+    """
     token = name.strip()
     if token and not _NAME.fullmatch(token):
         raise ValueError(f"{name!r} is no name of a header")
@@ -76,7 +85,7 @@ def _written_name(name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def _read_name(name: bytes) -> str | None:
-    """Return a header's name; None where it is invalid, or longer than any we read (names are cached)."""
+    # None: it is invalid, or longer than any we read (names are cached).
     token = name.strip()
     return None if len(token) > _LONGEST_NAME or _NO_NAME.search(token) else token.decode("ascii")
 

@@ -82,7 +82,7 @@ class InspectClient:
         return float(await self._connection.client.rtt())
 
     async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
-        """Send a request. Raises `NoWorkerAnswer`, or `NotAllowed` where a permission is missing."""
+        """Send a request. Raises `NoWorkerAnswer`, or `NotAllowed` without permission."""
         try:
             return await self._connection.unless_denied(self._connection.ask(subject, body, within=within), subject)
         except ApiTimeout as silent:
@@ -104,7 +104,7 @@ class InspectClient:
         return answers
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
-        """Publish a message into its stream. Raises `NoWorkerAnswer` where no stream confirms it, or `NotAllowed`."""
+        """Publish into a stream. Raises `NoWorkerAnswer` if none confirms, `NotAllowed`."""
         from nats.js.errors import NoStreamResponseError  # noqa: PLC0415
 
         publish = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
@@ -118,7 +118,7 @@ class InspectClient:
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def check_taken(self, subject: str) -> None:
-        """Raise `NoWorkerAnswer` where no stream captures the subject, without publishing there."""
+        """Raise `NoWorkerAnswer` where no stream captures the subject. Publishes nothing."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask("$JS.API.STREAM.NAMES", msgspec.json.encode({"subject": subject})))
         if "error" in answer:
             raise NoWorkerAnswer(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
@@ -126,9 +126,9 @@ class InspectClient:
             raise _not_taken(subject)
 
     async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[StreamMessage]:
-        """Return the last `count` messages of a stream, or the first `count` since a time, in order.
+        """Return a stream's last `count` messages, or the first `count` since a time.
 
-        Raises `NoWorkerAnswer` where the stream cannot be read, `NotAllowed` where a permission is missing.
+        They are in order. Raises `NoWorkerAnswer` where the stream cannot be read, `NotAllowed` where a permission is missing.
         """
         from nats.js.errors import APIError  # noqa: PLC0415
 
@@ -158,14 +158,17 @@ class InspectClient:
         return messages
 
     async def stream_flaws(self, stream: StreamSpec) -> tuple[list[str], list[str]]:
-        """Return what in a stream's settings breaks a promise, and what is weaker than asked for. Raises `NoWorkerAnswer`."""
+        """Return what in a stream's settings breaks a promise, and what is too weak.
+
+        Raises `NoWorkerAnswer`.
+        """
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{stream.name}", b""))
         if "error" in answer:
             raise NoWorkerAnswer(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
         return stream_rules.stream_objections(stream, answer["config"]), stream_rules.stream_remarks(stream, answer["config"])
 
     async def consumer_flaws(self, source: ConsumerSpec) -> list[str]:
-        """Return what in a consumer's settings breaks a promise, and whether it is paused. Raises `NoWorkerAnswer`."""
+        """Return what breaks a promise, or pauses a consumer. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
         if "error" in answer:
             raise NoWorkerAnswer(f"{source.label}: {answer['error'].get('description', 'not there')}")
@@ -179,7 +182,7 @@ class InspectClient:
         ]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
-        """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring does not answer."""
+        """Return why a power cut can lose acknowledged messages. Raises `NoWorkerAnswer`."""
         from nats_taskflow.bus.nats import monitor  # noqa: PLC0415
 
         try:
@@ -188,7 +191,7 @@ class InspectClient:
             raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 
     async def listen(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
-        """Yield what is published on a pattern from now on. `ready` is called once subscribed. Raises `BusLost`, `NotAllowed`."""
+        """Call `ready` once subscribed, then yield. Raises `BusLost` or `NotAllowed`."""
         queue: asyncio.Queue[StreamMessage] = asyncio.Queue()
 
         async def take(message: Msg) -> None:
@@ -243,7 +246,7 @@ class StreamReader:
         return max(state.first_seq, 1)
 
     async def messages(self, stream: str) -> AsyncIterator[list[StreamMessage]]:
-        """Yield the stream's messages in order, in batches, up to the one that is the last at the start."""
+        """Yield a stream's messages in order, in batches, up to the last at the start."""
         from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
 
         jetstream, unless_denied = self._connection.client.jetstream(), self._connection.unless_denied
@@ -274,7 +277,7 @@ def _not_taken(subject: str) -> NoWorkerAnswer:
 
 
 async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:
-    """Return the place of the first message stored at or after a time; the end of `places` where there is none."""
+    """Return the place of the first message since a time, or the end of `places`."""
     from nats.js.errors import NotFoundError  # noqa: PLC0415
 
     low, high = places.start, places.stop

@@ -57,7 +57,10 @@ class JetStreamApi:
         return answer
 
     async def find(self, verb: str) -> Json | None:
-        """Return the answer of an info request; None where there is no such thing. Raises `ApiTimeout` or `TopologyRefused`."""
+        """Return the answer of an info request, or None where there is no such thing.
+
+        Raises `ApiTimeout` or `TopologyRefused`.
+        """
         answer = await self._ask_permitted(verb)
         if "error" not in answer:
             return answer
@@ -79,7 +82,7 @@ class JetStreamApi:
             raise TopologyRefused(f"{what} cannot be created or changed: {error_text(answer)}{room}")
 
     async def try_to_change(self, verb: str, body: Json, what: str) -> str:
-        """Update what everything works without. Returns why it failed; empty where it is done."""
+        """Change something that is not essential. Returns why that failed; empty if done."""
         try:
             await self.change(verb, body, what)
         except (TopologyRefused, ApiTimeout) as refused:
@@ -87,7 +90,10 @@ class JetStreamApi:
         return ""
 
     async def _ask_permitted(self, verb: str, body: Json | None = None) -> Json:
-        """Send a request. Raises `TopologyRefused`, which names the permission, where one is missing."""
+        """Send a request.
+
+        Raises `TopologyRefused`, which names the permission, where one is missing.
+        """
         try:
             return await self.ask(verb, body)
         except ApiDenied:
@@ -98,7 +104,7 @@ class JetStreamApi:
 
 
 def has_no_room(answer: Json) -> bool:
-    """Return whether the server, the cluster or the account lacks the storage that was asked for."""
+    """Return whether the server, cluster or account lacks the requested storage."""
     return (answer.get("error") or {}).get("err_code") in _NO_ROOM
 
 

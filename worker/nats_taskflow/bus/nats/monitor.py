@@ -14,7 +14,10 @@ _TIMEOUT = 1.0
 
 
 async def sync_warnings(monitor_url: str | None) -> list[str]:
-    """Return a warning where the server syncs to disk only now and then; none where it cannot be asked."""
+    """Return a warning where the server syncs to disk only now and then.
+
+    Returns none where the server cannot be asked.
+    """
     if monitor_url is None:
         return []
     try:
@@ -27,7 +30,10 @@ async def sync_warnings(monitor_url: str | None) -> list[str]:
 
 
 def sync_warning(varz: Json) -> str | None:
-    """Warn that a power cut may lose acknowledged messages, unless the server's `/varz` says that it always syncs."""
+    """Return a warning unless the server's `/varz` says that it always syncs.
+
+    Without that, a power cut may lose acknowledged messages.
+    """
     jetstream = varz.get("jetstream")
     config = jetstream.get("config") if isinstance(jetstream, dict) else None
     if not isinstance(config, dict) or config.get("sync_always") is True:

@@ -68,7 +68,10 @@ def public_address(url: str) -> str:
 
 
 def check_readable(field: str, path: str | None) -> None:
-    """Refuse a credential file that cannot be read: nats-py would try for ever. `field` is its option."""
+    """Raise `ConfigError` for a credential file that cannot be read.
+
+    nats-py would try for ever. `field` is the file's option.
+    """
     if path is None:
         return
     try:
@@ -104,7 +107,7 @@ def nats_options(nats: NatsConfig) -> NatsOptions:
 
 
 def jwt_login(options: NatsOptions) -> dict[str, Any]:
-    """Return nats-py's arguments to log in with a user's JWT and its seed; empty without them."""
+    """Return nats-py's arguments to log in with a user's JWT and its seed, if any."""
     jwt, seed = options.jwt, options.seed
     if jwt is None or seed is None:
         return {}
@@ -191,7 +194,10 @@ def read_denial(text: str) -> Denial | None:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return why a server is unusable, if no further attempt can help; nats-py would try for ever."""
+    """Return why a server is unusable, if no further attempt can help.
+
+    nats-py would try for ever.
+    """
     if isinstance(error, NotEncrypted):
         return (
             "offers no encryption, which tls://, tls_ca or tls_cert ask for; nothing was sent to it: turn TLS on at the server, "
@@ -214,7 +220,10 @@ def reason(error: BaseException) -> str:
 
 
 def _tls(options: NatsOptions) -> ssl.SSLContext | None:
-    """Return the TLS context, if one is configured; otherwise nats-py uses the system's for `tls://`."""
+    """Return the TLS context, if one is configured.
+
+    Otherwise nats-py uses the system's for `tls://`.
+    """
     if options.tls_ca is None and options.tls_cert is None:
         return None
     try:

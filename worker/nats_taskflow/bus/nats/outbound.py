@@ -116,7 +116,10 @@ class Outbound:
         self._empty.set()
 
     def _piece(self) -> list[tuple[Frame, bytes]]:
-        """Encode the next frames, as many as one piece holds, without those that would come too late or cannot be written."""
+        """Encode the next frames, as many as one piece holds.
+
+        Those that would come too late or cannot be written are left out.
+        """
         connected = self._client.is_connected
         room = 0 if connected else self._client._max_pending_size - self._client.pending_data_size  # noqa: SLF001  see `_write`
         piece: list[tuple[Frame, bytes]] = []
@@ -142,7 +145,7 @@ class Outbound:
         return piece
 
     async def _write(self, piece: list[tuple[Frame, bytes]]) -> None:
-        """Put a piece into the client's buffer; where that holds more than nats-py allows, wait for the socket.
+        """Put a piece into the client's buffer. Wait for the socket if the buffer is full.
 
         What may wait for a reconnect goes apart from the rest, which the client drops where the connection ends before it is written.
 
@@ -164,7 +167,6 @@ class Outbound:
                 self._refuse(frame, error)
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
-        """Fail the publisher's future: the frame is not written."""
         self._log.debug("bus.write_failed", subject=frame.subject, reason=repr(error))
         if frame.waiting is not None and not frame.waiting.done():
             frame.waiting.set_exception(PublishFailed(f"not sent: {error!r}"))

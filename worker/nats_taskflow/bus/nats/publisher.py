@@ -111,7 +111,10 @@ class Publisher:
         return future
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
-        """Send the messages as one batch; see `Bus.publish_all`. The stream has to allow it."""
+        """Send the messages as one batch; see `Bus.publish_all`.
+
+        The stream has to allow it.
+        """
         batch, last = secrets.token_hex(8), len(messages)
         outgoing = [(message, _batch_headers(message, batch, place, last)) for place, message in enumerate(messages, 1)]
         future, deadline = self._future(outgoing), self._deadline()
@@ -128,7 +131,7 @@ class Publisher:
         return future
 
     def _future(self, messages: Sequence[tuple[OutgoingMessage, Headers]]) -> asyncio.Future[Published]:
-        """Return the future of messages to send; it has failed already where they cannot be sent."""
+        """Return the future of messages to send. It has failed if they cannot be sent."""
         future: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         if not self._connection.connected:
             # Not buffered: it would be stored after its sender has given it up.
@@ -142,7 +145,6 @@ class Publisher:
         return future
 
     def _deadline(self) -> float:
-        """Return when a message sent now has to be acknowledged."""
         return asyncio.get_running_loop().time() + self._timeout
 
     def _expect(self, message: _InFlight) -> str:
@@ -190,9 +192,10 @@ class Publisher:
             future.set_result(Published(stream=ack.stream, seq=ack.seq))
 
     async def _check_duplicate(self, message: _InFlight, ack: _PubAck) -> None:
-        """Count a message as published only if the one that the broker has under its id is the same (RELIABILITY 3, row 21).
+        """Count a duplicate as published only if the broker's message is the same one.
 
-        If that one is gone from the stream, it was published once. If the credentials may not read it, the broker is believed.
+        That is RELIABILITY 3, row 21. If the broker's message is gone from the stream, it was published once. If the credentials may not
+        read it, the broker is believed.
         """
         answer: Published | PublishFailed = Published(stream=ack.stream, seq=ack.seq, duplicate=True)
         try:
@@ -228,13 +231,13 @@ class Publisher:
                 future.set_exception(PublishFailed(f"no acknowledgement within {self._timeout:g} s for {subject}"))
 
     def _on_down(self) -> None:
-        """Fail everything in flight: no acknowledgement will come."""
+        # No acknowledgement will come for what is in flight.
         count = len(self._fail_all("the connection to NATS was lost before the acknowledgement came"))
         if count:
             self._log.debug("bus.publishes_failed", count=count, reason="disconnected")
 
     def _on_denied(self, subject: str) -> None:
-        """Fail the messages on a subject that the credentials may not publish on; nats-py gives it in lower case."""
+        """Fail the messages on a subject (in lower case) that may not be published on."""
         for number, message in list(self._waiting.items()):
             if message.subject.lower() == subject:
                 del self._waiting[number]
@@ -252,7 +255,6 @@ class Publisher:
 
 
 def _batch_headers(message: OutgoingMessage, batch: str, place: int, last: int) -> Headers:
-    """Return a message's headers with its place in the batch; the last one commits it."""
     headers = {**message.headers, MSG_ID: message.msg_id, BATCH_ID: batch, BATCH_SEQUENCE: str(place)}
     return {**headers, BATCH_COMMIT: "1"} if place == last else headers
 
@@ -262,6 +264,6 @@ def _is_same(stored: _StreamMessage, message: OutgoingMessage) -> bool:
 
 
 def _number(inbox: bytes) -> int:
-    """Return the message's number, from the subject of its acknowledgement; -1 where there is none."""
+    # The subject of an acknowledgement ends in its message's number.
     token = inbox.rpartition(b".")[2]
     return int(token) if token.isdigit() else -1

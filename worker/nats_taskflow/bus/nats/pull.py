@@ -93,7 +93,6 @@ class Pull:
             await self._unsubscribe()
 
     async def _step(self) -> None:
-        """Do what is due, then wait until something is."""
         self._wakeup.clear()
         await self._look()
         await self._pause()
@@ -126,7 +125,7 @@ class Pull:
             return
 
     def _overdue_at(self) -> float:
-        """Return the loop time at which two heartbeats have been missed."""
+        # By then, two heartbeats have been missed.
         return max(self._last_sign_at, self._requested_at) + 2 * self._heartbeat + 0.5
 
     def _refill(self) -> None:
@@ -164,7 +163,6 @@ class Pull:
             self._refill()
 
     def _note_sign(self) -> None:
-        """Note a sign of life: a message or a heartbeat."""
         self._last_sign_at = self._loop.time()
         self._delay = 0.0
         self.trouble = ""
@@ -190,7 +188,10 @@ class Pull:
         self._drop_credit()
 
     def _on_end(self, request: int, kind: PullStatus, headers: Mapping[str, str]) -> None:
-        """Account for a request that ended with part of its batch undelivered: all of it, where the first message is too large."""
+        """Account for a request that ended with part of its batch undelivered.
+
+        Where the first message is too large, that is all of the batch.
+        """
         left = headers.get(PENDING_MESSAGES, "")
         if not left.isdigit():
             self._drop_credit()
@@ -213,19 +214,20 @@ class Pull:
             self._expires = max(1.0, self._expires / 2)
 
     def _drop_credit(self) -> None:
-        """Drop the credit, and ask again after the back-off. Answers to older requests no longer count."""
+        """Drop the credit, and ask again after the back-off."""
+        # Answers to older requests no longer count.
         self._outstanding = self._low_mark = 0
         self._valid_from = self._request + 1
         self._back_off()
         self._wakeup.set()
 
     def _back_off(self) -> None:
-        """Delay the next request, longer each time until a message or heartbeat comes."""
+        # The delay grows until a message or heartbeat comes.
         self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY)
         self._not_before = self._loop.time() + self._delay
 
     def _on_up(self) -> None:
-        """Ask at once after a reconnect: the server has dropped the requests, and its last deliveries went to the old connection."""
+        # The server has dropped the requests, and its last deliveries went to the old connection.
         self._resuming = True
         self._drop_credit()
         self._delay = self._not_before = 0.0
@@ -238,13 +240,12 @@ class Pull:
             self._drop_credit()
 
     def _report(self, what: str, why: str) -> None:
-        """Log why nothing is delivered, once per reason."""
         if why != self.trouble:
             self._log.warning(f"pull.{what}", reason=why)
         self.trouble = why
 
     async def _end_stall(self) -> None:
-        """Ask again after missed heartbeats. Where the server does not answer a PING either, drop the connection."""
+        """Ask again after missed heartbeats. Drop the connection if a PING fails, too."""
         self._report("stalled", "no message and no heartbeat")
         self._drop_credit()
         self._not_before = 0.0
@@ -268,7 +269,7 @@ class Pull:
         self._back_off()
 
     async def _resume_unsettled(self) -> None:
-        """Have unsettled messages delivered again at once; the broker would wait for their `ack_wait`."""
+        """Have unsettled messages delivered again at once, not after their `ack_wait`."""
         self._resuming = False
         try:
             await self._resume(self._source)

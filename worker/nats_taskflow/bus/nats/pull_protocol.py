@@ -42,7 +42,10 @@ def next_subject(stream: str, consumer: str) -> str:
 
 
 def pull_request(batch: int, *, expires: float, heartbeat: float, max_bytes: int | None = None) -> bytes:
-    """Return the body of a pull request. Times are seconds; without `max_bytes`, bytes are not bounded."""
+    """Return the body of a pull request.
+
+    Times are seconds. Without `max_bytes`, bytes are not bounded.
+    """
     body = {"batch": batch, "expires": int(expires * _NS), "idle_heartbeat": int(heartbeat * _NS)}
     return msgspec.json.encode(body if max_bytes is None else {**body, "max_bytes": max_bytes})
 
@@ -62,15 +65,19 @@ def read_status(headers: Mapping[str, str]) -> PullStatus:
 
 
 def request_number(subject: bytes) -> int:
-    """Return the pull request's number, from the subject of a status message; 0 where there is none."""
+    """Return the number of the pull request that a status message is for.
+
+    It is in the message's subject. 0: there is none.
+    """
     number = subject.rpartition(b".")[2]
     return int(number) if number.isdigit() else 0
 
 
 def read_delivery(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
-    """Read a delivery, whose ack subject is `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`.
+    """Read a delivery.
 
-    Bytes that are not UTF-8 become U+FFFD, which no subject of ours contains.
+    Its ack subject is `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`. Bytes that are not UTF-8 become
+    U+FFFD, which no subject of ours contains.
     """
     token = reply.decode("utf-8", "replace")
     fields = token.split(".")
@@ -90,7 +97,10 @@ def read_delivery(subject: bytes, reply: bytes, body: bytes, headers: bytes | No
 
 
 def consumer_at(fields: list[str]) -> int:
-    """Return the place of the stream's name in an ack subject; the consumer follows. A domain adds two tokens before, one at the end."""
+    """Return the place of the stream's name in an ack subject. The consumer is next.
+
+    A domain adds two tokens before them, and one at the end.
+    """
     return 2 if len(fields) == 9 else 4  # noqa: PLR2004  tokens of the short form
 
 

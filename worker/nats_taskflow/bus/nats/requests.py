@@ -66,12 +66,11 @@ class RequestSender:
                 self._batch = None
 
     def _on_down(self) -> None:
-        """End the current batch: nothing more will come for it."""
         if self._batch is not None and not self._batch.dropped.done():
             self._batch.dropped.set_result(None)
 
     def _on_denied(self, subject: str) -> None:
-        """Tell the current batch which subject (in lower case) the credentials do not cover."""
+        # `subject` is in lower case: the credentials do not cover it.
         if self._batch is not None:
             self._batch.deny(subject)
 
@@ -101,7 +100,10 @@ class _Batch:
         return self._connection.connected and len(self._refused) < len(self._messages)
 
     async def run(self) -> None:
-        """Subscribe, publish, wait for a round trip, collect the notices. Raises what nats-py raises."""
+        """Subscribe, publish, wait for a round trip, collect the notices.
+
+        Raises what nats-py raises.
+        """
         try:
             await self._subscribe()
             await self._publish()
@@ -112,7 +114,10 @@ class _Batch:
             await self._unsubscribe()
 
     def deny(self, subject: str) -> None:
-        """Refuse the messages on a subject (in lower case) that may not be published on, or on which no notice could come."""
+        """Refuse the messages on a subject (in lower case) that is not permitted.
+
+        They may not be published on it, or no notice could come on it.
+        """
         for number in self._written:
             message = self._messages[number]
             if message.subject.lower() == subject:
@@ -132,7 +137,7 @@ class _Batch:
         return [self._refused.get(number, sent if number in self._written else unwritten) for number in range(len(self._messages))]
 
     def _stopped(self) -> bool:
-        """Return whether to write no more: nats-py would buffer it, and send it after the reconnect."""
+        # nats-py would buffer what is written now, and send it after the reconnect.
         return self.over or self.dropped.done() or not self._connection.connected
 
     async def _subscribe(self) -> None:
@@ -147,7 +152,8 @@ class _Batch:
             self._replies[reply] = await self._client.subscribe(reply, pending_msgs_limit=0, pending_bytes_limit=0)
 
     async def _publish(self) -> None:
-        """Write the messages in order. Nothing is awaited between the check of the connection and nats-py's buffer."""
+        """Write the messages in order."""
+        # Nothing is awaited between the check of the connection and nats-py's buffer.
         for number, message in enumerate(self._messages):
             if number in self._refused:
                 continue
@@ -161,7 +167,10 @@ class _Batch:
                 self._refused[number] = f"not sent: {error!r}"
 
     async def _round_trip(self) -> bool:
-        """Wait until the server has read everything, and we its notices; False when the connection was lost meanwhile."""
+        """Wait until the server has read everything, and we have read its notices.
+
+        Returns False when the connection was lost meanwhile.
+        """
         # Not `flush`: it returns at once when nats-py's reading has ended. Twice, for the reason that `NatsConnection.flush` gives.
         for _ in range(2):
             if self._stopped():
@@ -178,14 +187,16 @@ class _Batch:
                     self._nobody_listens(reply, status)
 
     def _nobody_listens(self, reply: str, status: Msg) -> None:
-        """Refuse the message of a 503. Older servers do not name its subject, and a mapping may have changed it."""
+        """Refuse the message of a 503."""
+        # Older servers do not name its subject, and a mapping may have changed it.
         sent = [number for number in self._written if self._messages[number].reply == reply]
         subject = (status.headers or {}).get(SUBJECT)
         for number in [number for number in sent if self._messages[number].subject == subject] or sent:
             self._refused.setdefault(number, NO_RESPONDERS)
 
     async def _unsubscribe(self) -> None:
-        """Unsubscribe, even without a connection: nats-py would renew the subscriptions with it."""
+        """Unsubscribe, even without a connection."""
+        # nats-py would renew the subscriptions with the next one.
         for subscription in self._replies.values():
             try:
                 await subscription.unsubscribe()

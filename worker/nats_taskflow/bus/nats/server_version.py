@@ -7,7 +7,10 @@ _BATCHING_SERVER = (2, 12, 0)
 
 
 def version_objection(version: str) -> str | None:
-    """Refuse servers that lost a stream when their process was killed (Jepsen, 2025). Versions that are no numbers pass."""
+    """Return an objection to servers that lose a stream when killed (Jepsen, 2025).
+
+    Versions that are no numbers pass.
+    """
     if (_release(version) or _OLDEST_SERVER) >= _OLDEST_SERVER:
         return None
     return f"the NATS server is {version}; before {'.'.join(map(str, _OLDEST_SERVER))} a killed server could lose a stream: upgrade it"
@@ -19,6 +22,5 @@ def knows_batches(version: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...] | None:
-    """Return a version's numbers; None where there are none."""
     parts = version.partition("-")[0].split(".")
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else None

@@ -98,12 +98,12 @@ class ServiceServer:
         accept = self._make_accept(service, self._admission)
 
         def take(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
-            """Take a request in the read loop: nats-py has one queue for all callers."""
+            # In the read loop: nats-py has one queue for all callers.
             read = read_headers(headers) if headers else None
             accept(subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), body, read)
 
         async def on_message(msg: Msg) -> None:
-            """Take a request that came before `read_directly`."""
+            # It came before `read_directly`.
             accept(msg.subject, msg.reply, msg.data, msg.headers)
 
         client = self._connection.client
@@ -158,7 +158,10 @@ class ServiceServer:
         return self._admission.refused if self._admission is not None else 0
 
     async def _drain(self) -> None:
-        """Unsubscribe at the server, and take what it has sent: nats-py would forget the subscription before that has come."""
+        """Unsubscribe at the server, and take what it has sent.
+
+        nats-py would forget the subscription before that has come.
+        """
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public way forgets it at once
@@ -167,7 +170,10 @@ class ServiceServer:
             await subscription.unsubscribe()
 
     def _make_answer(self, pattern: str, reply: str) -> Callable[[bytes, Headers], Coroutine[Any, Any, None]]:
-        """Return the function that answers a request, which has just come to the endpoint on `pattern`."""
+        """Return the function that answers a request.
+
+        The request has just come to the endpoint on `pattern`.
+        """
         began = perf_counter_ns()
 
         async def answer(body: bytes, headers: Headers) -> None:
@@ -185,7 +191,10 @@ class ServiceServer:
         stats.processing_time, stats.average_processing_time = counts.time, counts.time // max(counts.count, 1)
 
     def _answer(self, reply: str, body: bytes, headers: Headers) -> Headers:
-        """Publish an answer; one that is too large goes as an error. Returns the headers of what was sent."""
+        """Publish an answer. Returns the headers of what was sent.
+
+        An answer that is too large goes as an error.
+        """
         if not reply:
             return headers  # a publish, not a request: nobody waits
         refusal = objection(reply, body, headers, self._connection.max_payload)

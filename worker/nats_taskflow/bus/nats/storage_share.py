@@ -31,11 +31,17 @@ class StorageShare:
         self._log = structlog.get_logger()
 
     def initial_config(self, stream: StreamSpec, config: Json) -> Json:
-        """Return the configuration to create a stream with: as small as possible, until its share is known."""
+        """Return the configuration to create a stream with.
+
+        It is as small as possible, until the stream's share is known.
+        """
         return {**config, "max_bytes": LEAST} if stream.share and stream.max_bytes < 0 else config
 
     async def limit(self, stream: StreamSpec, config: Json, *, set_limits: bool = False) -> list[str]:
-        """Give a stream the limits that it lacks; with `set_limits`, also in place of those it has. Returns warnings."""
+        """Give a stream the limits that it lacks. Returns warnings.
+
+        With `set_limits`, they also replace those that it has.
+        """
         limits = stream_rules.limits_of(stream)
         changes = {
             name: limits[name] for name in limits if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
@@ -57,7 +63,10 @@ class StorageShare:
         return warnings
 
     async def _share_of(self, stream: StreamSpec, config: Json) -> tuple[int, list[str]]:
-        """Return how many bytes a stream may hold (-1: no limit, for it holds too much already), and warnings."""
+        """Return how many bytes a stream may hold, and warnings.
+
+        -1: no limit, for the stream holds too much already.
+        """
         grant = await self._granted_bytes(stream, config)
         share, warnings = int(grant * stream.share), []
         holds = (await self._api.call(f"STREAM.INFO.{stream.name}"))["state"]["bytes"]
@@ -72,7 +81,10 @@ class StorageShare:
         return share, warnings
 
     async def _granted_bytes(self, stream: StreamSpec, config: Json) -> int:
-        """Return how many bytes the streams may share. Raises `TopologyRefused` where there are none."""
+        """Return how many bytes the streams may share.
+
+        Raises `TopologyRefused` where there are none.
+        """
         if self._grant is None:
             most = await self._account_limit()
             self._grant = most if most > 0 else await self._probe(stream, config)

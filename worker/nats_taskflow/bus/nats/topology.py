@@ -54,7 +54,8 @@ class TopologySetup:
         dry_run: bool = False,
         set_limits: bool = False,
     ) -> list[str]:
-        """Check everything, then create and extend what is missing; see `Bus.prepare`. `set_limits`: also replace limits."""
+        """Check everything, then create and extend what is missing: see `Bus.prepare`."""
+        # `set_limits`: also replace limits.
         self._streams, self._sources, self._holder = streams, sources, holder
         try:
             return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
@@ -89,7 +90,7 @@ class TopologySetup:
         return warnings
 
     async def inspect(self) -> list[str]:
-        """Restore deleted streams, and return what breaks a promise; see `Bus.inspect`. Raises `ApiTimeout`."""
+        """Restore deleted streams, and return what breaks a promise. Raises `ApiTimeout`."""
         flaws: list[str] = []
         own: dict[str, Json] = {}
         try:
@@ -104,7 +105,7 @@ class TopologySetup:
         return flaws
 
     async def _consumer_flaws(self, source: ConsumerSpec, stream: Json) -> list[str]:
-        """Return what a consumer's settings break; note when they are repaired. Raises `ConsumerTaken`."""
+        """List a consumer's broken settings, or note its repair. Raises `ConsumerTaken`."""
         info = await self._find_consumer(source)
         if info is None:
             return []  # the pull creates it again
@@ -121,15 +122,14 @@ class TopologySetup:
         return [*flaws, *consumer_rules.pause_warnings(source, info), *await self._ack_rights.objections(source)]
 
     def _check_claim(self, source: ConsumerSpec, info: Json) -> None:
-        """Raise `ConsumerTaken` where another database has claimed the consumer."""
         refusal = claims.refusal(source, self._holder, info)
         if refusal is not None:
             raise ConsumerTaken(refusal)
 
     async def _transform_objections(self, source: ConsumerSpec) -> list[str]:
-        """Return what keeps the messages of somebody else's stream from its bindings. The worker's own streams are checked as a whole."""
+        """List what keeps the messages of somebody else's stream from its bindings."""
         if any(source.stream == stream.name for stream in self._streams):
-            return []
+            return []  # the worker's own streams are checked as a whole
         config = await self._find_stream(source.stream)
         return stream_rules.transform_objections(source, config) if config is not None else []
 
@@ -158,17 +158,17 @@ class TopologySetup:
         self._log.warning("topology.consumer_created_again", stream=source.stream, consumer=source.consumer, reason="it was deleted")
 
     async def consumer_info(self, source: ConsumerSpec) -> Json:
-        """Return the answer of `CONSUMER.INFO`. Raises `ApiTimeout`, also where there is no such consumer."""
+        """Return `CONSUMER.INFO`. Raises `ApiTimeout`, also if there is no such consumer."""
         return await self._api.call(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
 
     async def stream_info(self, stream: str) -> Json:
-        """Return the answer of `STREAM.INFO`. Raises `ApiTimeout`, also where there is no such stream."""
+        """Return `STREAM.INFO`. Raises `ApiTimeout`, also if there is no such stream."""
         return await self._api.call(f"STREAM.INFO.{stream}")
 
     async def resume(self, source: ConsumerSpec) -> None:
-        """After a reconnect, have unsettled messages delivered again: some of them went into the old connection.
+        """After a reconnect, have unsettled messages delivered again.
 
-        Raises `ApiTimeout`, or `ConsumerTaken` where another database has taken the consumer over meanwhile.
+        Some of them went into the old connection. Raises `ApiTimeout`, or `ConsumerTaken` where another database has the consumer by now.
         """
         info = await self.consumer_info(source)
         self._check_claim(source, info)
@@ -176,7 +176,8 @@ class TopologySetup:
             await self.rewind(source)
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
-        """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Attempts then count from 1 again."""
+        """Reset the consumer to its ack floor, or to `to`; False where the broker cannot."""
+        # Attempts then count from 1 again.
         try:
             await self._api.call(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
         except ApiTimeout as error:
@@ -187,7 +188,7 @@ class TopologySetup:
     async def _objections(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], configs: dict[str, Json | None], *, adopt: bool
     ) -> list[str]:
-        """Return what forbids a worker to run on the present setup. Raises `ConsumerTaken`, unless `adopt`."""
+        """List what forbids a worker to run. Raises `ConsumerTaken`, unless `adopt`."""
         server = server_version.version_objection(self._api.version), capacity.objection(self._connection.max_payload)
         objections = [objection for objection in server if objection]
         for stream in streams:
@@ -218,7 +219,7 @@ class TopologySetup:
         ]
 
     async def _overlaps(self, stream: StreamSpec) -> list[str]:
-        """Return which other streams capture the stream's subjects: the server allows a subject in one stream only."""
+        """List other streams with the same subjects: a subject may be in one stream only."""
         objections = []
         for subject in stream.subjects:
             try:
@@ -234,7 +235,7 @@ class TopologySetup:
         return objections
 
     async def _restore_stream(self, stream: StreamSpec) -> Json | None:
-        """Create a deleted stream again, or add its missing subjects. Returns the configuration, None for a deleted stream."""
+        """Create a deleted stream or add subjects. Returns the old configuration, if any."""
         config = await self._find_stream(stream.name)
         if config is None:
             self._log.warning("topology.stream_created_again", stream=stream.name, reason="it was deleted while the worker ran")
@@ -244,13 +245,13 @@ class TopologySetup:
         return config
 
     async def _limit_stream(self, stream: StreamSpec, *, set_limits: bool) -> list[str]:
-        """Give a stream the limits that it lacks; with `set_limits`, also in place of those it has. Returns warnings."""
+        # Limits that it has are replaced only with `set_limits`.
         config = await self._find_stream(stream.name)
         assert config is not None, "it was created a moment ago"
         return await self._storage.limit(stream, config, set_limits=set_limits)
 
     async def _ensure_stream(self, stream: StreamSpec, config: Json | None) -> None:
-        """Create the stream, or add its missing subjects; note whether it takes atomic batches."""
+        """Create the stream or add its missing subjects. Note whether it takes batches."""
         batches = server_version.knows_batches(self._api.version)
         if config is None:
             config = self._storage.initial_config(stream, stream_rules.stream_config(stream, batches=batches))
@@ -264,7 +265,7 @@ class TopologySetup:
         await self.batches.note(stream, config, allow=batches)
 
     async def _guard_stream(self, stream: StreamSpec, config: Json) -> Json:
-        """Protect the messages of an older worker's stream from removal. It stays as it is where that is not permitted."""
+        """Protect an older worker's stream from removal of messages, if that is permitted."""
         missing = stream_rules.missing_guards(config)
         if not missing:
             return config
@@ -275,7 +276,6 @@ class TopologySetup:
         return config | missing
 
     async def _find_stream(self, name: str) -> Json | None:
-        """Return a stream's configuration, or None."""
         info = await self._api.find(f"STREAM.INFO.{name}")
         return None if info is None else info["config"]
 
@@ -287,7 +287,7 @@ class TopologySetup:
         return info
 
     async def _stream_at_start(self, name: str) -> Json | None:
-        """Return a stream's configuration, with patience: JetStream starts later than the server takes connections."""
+        """Find a stream, with patience: JetStream starts after the server listens."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _START_PATIENCE
         while True:
