@@ -67,7 +67,7 @@ def _leaf(command: MatchHeld, flow: Flow) -> int | FlowError:
 
 
 def _pair_at(flow: Flow, leaf: int) -> Pair:
-    # Its agent sees the reply that it expects, the journal the one that came.
+    # The flow's agent sees the reply that it expects. The journal has the one that came.
     part = leaf_at(condition_of(flow), leaf)
     assert isinstance(part, ExternalEvent), "the leaf waits for a reply"
     return part.topic, part.correlation_id or ""

@@ -86,9 +86,9 @@ class Transaction(Protocol):
         ...
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Return which messages of a source in (above, up_to] have no outcome.
+        """Return which messages of a source in (above, up_to] may have been begun.
 
-        They may have been begun. `replies`: look at replies, or else at the others. Attempts that were noted while the source had another
+        These have no outcome yet. `replies`: look at replies, or else at the others. Attempts that were noted while the source had another
         `born` are forgotten: they were of another stream's messages.
         """
         ...

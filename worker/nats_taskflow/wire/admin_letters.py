@@ -1,4 +1,4 @@
-"""Shape what operators are answered about dead letters. Times are RFC 3339 UTC."""
+"""The answers to operators about dead letters. Times are RFC 3339 UTC."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`).
+"""The body of every operator verb, as a type (CONTRACT 6).
 
-Unknown fields are refused by name. `held` and `dlq` have several actions, and the field `action` says which. A request that changes
-something needs an `operator` (the journal shows `operator:<name>`) and a `reason`. NATS permissions decide who may ask at all; the name is
-what the operator says.
+The subject is `taskflow.admin.<verb>`. Unknown fields are refused by name. `held` and `dlq` have several actions, and the field `action`
+says which. A request that changes something needs an `operator` (the journal shows `operator:<name>`) and a `reason`. NATS permissions
+decide who may ask at all; the name is what the operator says.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def _run(request: wire.Run, caller: flow.Caller, _origin: Origin) -> flow.Stimul
 
 
 def _advance(request: wire.Advance, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
-    """Merge and name the step."""
+    """Merge a patch, and name the step."""
     return flow.AdvanceFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -142,7 +142,7 @@ def _advance(request: wire.Advance, caller: flow.Caller, _origin: Origin) -> flo
 
 
 def _wait(request: wire.Wait, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
-    """Park."""
+    """Park the flow on a wait condition."""
     return flow.ParkFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -185,7 +185,7 @@ def _cancel(request: wire.Cancel, caller: flow.Caller, _origin: Origin) -> flow.
 
 
 def _observe(request: wire.Observe, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
-    """Record a run."""
+    """Record what is known of one run."""
     return flow.ObserveStep(
         flow_id=request.flow_id.lower(),
         caller=caller,

@@ -88,7 +88,7 @@ REASONS = (*(reason for _, reason in _REASONS), "no_correlation")
 
 
 def reason_of(error: FlowError) -> str:
-    """Return the reason of the dead letter for an error of reading."""
+    """Return the dead letter's reason for a message that could not be read."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), error.code)
 
 

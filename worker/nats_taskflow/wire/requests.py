@@ -1,4 +1,6 @@
-"""Type the body of every verb (CONTRACT 2). Unknown fields are refused by name.
+"""The body of every verb, as a type (CONTRACT 2).
+
+Unknown fields are refused by name.
 
 An optional field without a default takes `null` as absent; a field with a default does not. Free text may hold anything but NUL. A text
 that is matched, or shown as a name, may hold no control characters. Ids keep their bytes: nothing is trimmed.

@@ -11,7 +11,7 @@ from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 
 
 def has_one_effect(evidence: Evidence) -> Iterator[str]:
-    """I-1: a message changes one flow, in each way once, if its outcome says so."""
+    """I-1: a message changes one flow, in each way once, only if its outcome says so."""
     twice = """SELECT actor, cause, kind, count(*) FROM flow_events WHERE cause IS NOT NULL AND actor LIKE 'agent:%'
       GROUP BY 1, 2, 3 HAVING count(*) > 1"""
     for actor, cause, kind, times in evidence.rows(twice):
@@ -33,7 +33,7 @@ def has_one_effect(evidence: Evidence) -> Iterator[str]:
 
 
 def says_what_is_kept(history: FlowHistory) -> Iterator[str]:
-    """I-1: a command that was told of a revision finds that revision kept."""
+    """I-1: a flow is at the revision that a command's outcome names, or a later one."""
     for outcome in history.outcomes:
         if outcome.revision > history.revision:
             command = f"{outcome.key} ({outcome.scope})"

@@ -97,7 +97,7 @@ class Ledger:
 
 
 def digest(data: bytes) -> bytes:
-    """Return the digest that tells bodies apart."""
+    """Return the digest by which bodies are compared."""
     return blake2b(data, digest_size=16).digest()
 
 

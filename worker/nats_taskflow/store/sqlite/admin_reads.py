@@ -65,10 +65,10 @@ class SqliteAdminReads(ABC):
         return await self._run(self._admin_ask[name], parameters, room)
 
     async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the filters flows, newest first."""
+        """List the flows that pass the filters, newest first."""
         index, value = _choose_index(filters)
         count = sum(value is not None for value in msgspec.structs.astuple(filters))
-        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate is filters
+        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate matches
         name, more = ("look", ()) if index is None else (f"look_by_{index}", (value,))
         matches, place = await self._filter_candidates(name, (ALL if after is None else after,), more, filters, limit, look)
         return Page(rows=rows.flows([row for _, row in matches]), next=place[-1] if place else None)

@@ -34,7 +34,9 @@ class SqliteReads(SqliteAdminReads):
         self._ask = statements("reads")
 
     @abstractmethod
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows: ...
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
+        """Run a statement on the reading connection; see `steps.fetch`."""
+
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
         return await self._read(self._ask[name], parameters)
 

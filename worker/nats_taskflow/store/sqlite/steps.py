@@ -16,7 +16,7 @@ PAGE_BYTES = 512 * 1024
 
 
 class Executor(Protocol):
-    """What is needed of a connection here."""
+    """A connection, as far as this module needs it."""
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> sqlite3.Cursor:
         """Run a statement."""

@@ -100,10 +100,7 @@ class Upkeep:
         self._fetch(self._upkeep["forget_restored"])
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Return which messages in the window have no outcome yet.
-
-        They may have been begun.
-        """
+        """Return the messages in the window that may have been begun."""
         self._fetch(self._upkeep["forget_attempts"], (source, born))
         self._fetch(self._upkeep["note_born"], (source, born))
         known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], (source, above, up_to, replies))}
