@@ -1,4 +1,6 @@
-"""What a flow is, and what may happen to it: the core. Pure: no async, no clock, no I/O, no randomness, no logging.
+"""The core: what a flow is, and what may happen to it.
+
+It is pure: no async, no clock, no I/O, no randomness, no logging.
 
 It may import the base modules (`errors`, `units`, `text`) and nothing else of the package. Begin with `lifecycle` (the status table), then
 `model` (what is stored), `conditions` (what a flow can wait for), `stimuli` (what can happen to it) and `policy` (what bounds that). Then

@@ -1,4 +1,7 @@
-"""Follow the end of a flow: resume the flows that wait for it, cancel its children where it was cancelled (SEMANTICS 3, 4)."""
+"""Resume the flows that wait for an ended flow, and cancel its children.
+
+The children are cancelled only where the flow was cancelled itself (SEMANTICS 3, 4).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _AROUND = 1024
 
 
 def describe_end(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
-    """Return the payload with which an end resumes a waiting flow: with the state, unless it is too large beside what came before."""
+    """Return the payload with which an ended flow resumes one that waits for it.
+
+    It has the ended flow's state, unless that is too large beside what the waiting flow has already.
+    """
     end = {"flow_id": flow.id, "status": flow.status.value}
     gathered = len(msgspec.json.encode(flow.state_json)) + len(msgspec.json.encode(watcher.progress or {}))
     return end | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _AROUND else {"state_omitted": True})
@@ -43,7 +49,10 @@ def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -
 
 
 def _still_waits(watcher: Flow, waiter: Waiter) -> bool:
-    """Return whether the leaf is still open; the loaded row may predate this batch. An unreadable condition counts as closed (R13)."""
+    """Return whether the leaf is still open; the loaded row may predate this batch.
+
+    A condition that cannot be read counts as closed (R13).
+    """
     condition = from_value(watcher.wait_json)
     if watcher.wait_id != waiter.wait_id or condition is None:
         return False

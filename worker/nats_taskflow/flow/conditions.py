@@ -28,14 +28,20 @@ FLOW_ENDS = "\x1fflow"
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="timer", forbid_unknown_fields=True):
-    """Resumes when now ≥ `at`, or so long `after` the parking ("15m"), which is stored as `at`. One of the two is given."""
+    """A wait for a time: resumes when now ≥ `at`.
+
+    `after` is the time from the parking on ("15m"), and is stored as `at`. Exactly one of the two is given.
+    """
 
     at: Instant | None = None
     after: str | None = None
 
 
 class Bounded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What every wait but a timer may carry: an end (`deadline`, or `timeout` from the parking), and what happens then."""
+    """What every wait but a timer may carry: its end, and what happens then.
+
+    The end is a `deadline`, or a `timeout` from the parking on.
+    """
 
     deadline: Instant | None = None
     timeout: str | None = None
@@ -51,10 +57,10 @@ class FlowEnds(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field
 class ExternalEvent(
     Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="external_event", forbid_unknown_fields=True
 ):
-    """Resumes when a reply for exactly (topic, correlation_id) arrives. Without a correlation id the worker mints one (R3).
+    """A wait for a reply with exactly this topic and correlation id.
 
-    `accept` is a JSON Schema that the payload has to fit. `to` and `cancel_to` are set by `delegate`: who was asked, and who wants
-    to hear of a cancellation.
+    Without a correlation id the worker mints one (R3). `accept` is a JSON Schema that the payload has to fit. `to` and `cancel_to` are set
+    by `delegate`: who was asked, and who wants to hear of a cancellation.
     """
 
     topic: str
@@ -66,7 +72,10 @@ class ExternalEvent(
 
 
 class Manual(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="manual", forbid_unknown_fields=True):
-    """Resumes on an explicit resume only; `prompt` says what is asked of whom, `name` tells several of them apart."""
+    """A wait that only an explicit resume ends.
+
+    `prompt` says what is asked of whom, `name` tells several of them apart.
+    """
 
     prompt: str | None = None
     name: str | None = None
@@ -99,7 +108,10 @@ COMPOSITES = (AnyOf, AllOf, AtLeast)
 
 
 class _Boxed(msgspec.Struct, frozen=True):
-    """A condition in a struct: msgspec prepares the types of a struct once, those of a bare union on every call (8 µs of 9)."""
+    """A condition in a struct, so that msgspec prepares its types only once.
+
+    It prepares those of a bare union on every call (8 µs of 9).
+    """
 
     condition: WaitCondition
 
@@ -126,7 +138,10 @@ def from_value(value: object) -> WaitCondition | None:
 
 
 def parse(value: object) -> WaitCondition:
-    """Return the condition in a JSON value. Raises `msgspec.ValidationError` naming the part that is wrong."""
+    """Return the condition in a JSON value.
+
+    Raises `msgspec.ValidationError` naming the part that is wrong.
+    """
     try:
         return msgspec.convert({"condition": value}, _Boxed).condition
     except msgspec.ValidationError as bad:
@@ -140,7 +155,10 @@ def to_value(condition: WaitCondition) -> dict[str, Any]:
 
 
 def nodes(condition: WaitCondition) -> Iterator[Node]:
-    """Walk a condition depth-first, parents before their parts, and number nodes and leaves."""
+    """Walk a condition depth-first, parents before their parts.
+
+    Nodes and leaves are numbered in this order.
+    """
     pending = [(condition, 1)]
     number = leaf = 0
     while pending:
@@ -160,7 +178,10 @@ def holds(condition: WaitCondition, progress: Mapping[str, Any]) -> bool:
 
 
 def open_nodes(condition: WaitCondition, progress: Mapping[str, Any]) -> Iterator[Node]:
-    """Walk like `nodes`, without the parts that are satisfied and all below them: these are closed (SEMANTICS R10)."""
+    """Walk like `nodes`, but only through what is still open.
+
+    A satisfied part is closed, and all below it (SEMANTICS R10).
+    """
     verdicts: list[bool] = []
     _judge(condition, progress, count(), verdicts)
     above = 0
@@ -173,7 +194,10 @@ def open_nodes(condition: WaitCondition, progress: Mapping[str, Any]) -> Iterato
 
 
 def _judge(part: WaitCondition, progress: Mapping[str, Any], leaves: Iterator[int], verdicts: list[bool]) -> bool:
-    """Return whether one part is satisfied, and append a verdict for each of its nodes, in the order of `nodes`."""
+    """Return whether one part is satisfied; append a verdict for each of its nodes.
+
+    The verdicts are in the order of `nodes`.
+    """
     number = len(verdicts)
     verdicts.append(False)
     if isinstance(part, COMPOSITES):
@@ -203,7 +227,10 @@ def leaf_at(condition: WaitCondition, leaf: int) -> WaitCondition | None:
 
 
 def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tuple[Micros, Node]]:
-    """List what time alone will do to the open parts, earliest first: timers to fire, deadlines to pass."""
+    """List what time alone will do to the open parts, earliest first.
+
+    Timers fire, and deadlines pass.
+    """
     if not isinstance(condition, COMPOSITES):
         at = ends_at(condition) if "0" not in progress else None
         return [] if at is None else [(to_micros(at), Node(0, 0, condition, 1))]
@@ -216,12 +243,15 @@ def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tup
 
 
 def ends_at(part: WaitCondition) -> datetime | None:
-    """Return when time alone ends a normalized part: the time of a timer, or a deadline."""
+    """Return when time alone ends a normalized part: its timer or its deadline."""
     return part.at if isinstance(part, Timer) else part.deadline
 
 
 def deadline_of(condition: WaitCondition, leaf: int) -> Micros | None:
-    """Return the earliest deadline that bounds this leaf: its own or that of a composite above it, or None."""
+    """Return the earliest deadline that bounds this leaf, or None.
+
+    It is the leaf's own, or that of a composite above it.
+    """
     if not isinstance(condition, COMPOSITES):
         own = None if isinstance(condition, Timer) or leaf else condition.deadline
         return None if own is None else to_micros(own)

@@ -1,4 +1,4 @@
-"""Decide what a stimulus does: `decide(stimulus, view, now, policy)` → a `Decision`, or the `FlowError` that refuses it.
+"""Decide what a stimulus does, or why it is refused.
 
 Deciding changes nothing: `view.World.apply` and the store do. A refusal leaves no trace (SEMANTICS 2). The checks of a command come in one
 order: the flow is there and the caller's, it has not ended, it is not being cancelled, it is at the revision that the caller saw, and the
@@ -71,7 +71,10 @@ TARGET: dict[type[Command], FlowStatus] = {
 
 
 def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Return what the stimulus does at `now`, or its refusal. Raises `Internal` for a row that cannot be read (R13)."""
+    """Return what the stimulus does at `now`, or its refusal.
+
+    Raises `Internal` for a row that cannot be read (R13).
+    """
     if isinstance(stimulus, Reply | RequestNotStored):
         return match_reply(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
     if isinstance(stimulus, DeadlinePassed):
@@ -114,7 +117,6 @@ def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decis
 
 
 def _not_yours(command: Command, flow: Flow) -> FlowError | None:
-    """Refuse a flow of another agent or session."""
     if command.caller.owner is None or command.caller.owner == flow.owner_session_key:
         return None
     return Forbidden(f"flow {flow.id} belongs to another agent or session", flow_id=flow.id)
@@ -148,18 +150,19 @@ def _not_now(command: Command, flow: Flow) -> FlowError | None:
 
 
 def _run(draft: Draft, _command: RunFlow, _view: View) -> None:
-    """Move created → running."""
     draft.add(EventKind.STARTED, {})
 
 
 def _advance(draft: Draft, command: AdvanceFlow, _view: View) -> None:
-    """Merge the patch, and name the step."""
     step = {} if command.next_step is None else {"current_step": command.next_step}
     draft.add(EventKind.STATE_UPDATED, {"patch": command.patch, **step})
 
 
 def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
-    """Move waiting → running on request; the caller's patch goes over the worker's own keys, which only an object can have."""
+    """Move waiting → running on request.
+
+    The caller's patch goes over the worker's own keys. Only a state that is an object can have these.
+    """
     meta = {"resume_meta": EndedBy(cause="manual").meta(draft.now)}
     entry: dict[str, Any] = {"cause": "manual"}
     if command.patch is not None or isinstance(draft.flow.state_json, dict):
@@ -170,27 +173,26 @@ def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
 
 
 def _finish(draft: Draft, command: FinishFlow, _view: View) -> None:
-    """Move running → finished."""
     draft.add(EventKind.FINISHED, {} if command.final_state is None else {"patch": command.final_state})
 
 
 def _fail(draft: Draft, command: FailFlow, _view: View) -> None:
-    """Move running or waiting → failed."""
     fail(draft, command.reason)
 
 
 def _request_cancel(draft: Draft, command: RequestCancel, _view: View) -> None:
-    """Set the flag that a cancellation was requested; it stays."""
     draft.add(EventKind.CANCEL_REQUESTED, {"reason": command.reason})
 
 
 def _cancel(draft: Draft, command: CancelFlow, _view: View) -> None:
-    """Move any open status → cancelled."""
     cancel(draft, command.reason, cascade=command.cascade)
 
 
 def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
-    """Upsert the run by `run_id`; without a new child session key the known one stays (SEMANTICS 1)."""
+    """Insert or update the run that has this `run_id`.
+
+    Without a new child session key the known one stays (SEMANTICS 1).
+    """
     before = view.step(command.flow_id, command.run_id)
     draft.step = FlowStep(
         id=before.id if before else command.step_id,
@@ -221,7 +223,10 @@ _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
 
 
 def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
-    """Create a flow, or return the one that this key or id started before (SEMANTICS 6)."""
+    """Create a flow, or return the one that its key or id started before.
+
+    See SEMANTICS 6.
+    """
     known = _started_before(command, view) or _no_parent(command, view)
     if known is not None:
         return known
@@ -246,7 +251,10 @@ def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
 
 
 def _no_parent(command: StartFlow, view: View) -> FlowError | None:
-    """Refuse a child of a flow that is not there, is somebody else's, has ended or is being cancelled."""
+    """Refuse a child whose parent cannot have one.
+
+    The parent is not there, is somebody else's, has ended or is being cancelled.
+    """
     if command.parent_flow_id is None:
         return None
     parent = view.flow(command.parent_flow_id)
@@ -258,7 +266,10 @@ def _no_parent(command: StartFlow, view: View) -> FlowError | None:
 
 
 def _started_before(command: StartFlow, view: View) -> Decision | FlowError | None:
-    """Return the flow that the key or the client's id names already, or the refusal where it is another's or was started differently."""
+    """Return the flow that the key or the client's id names already.
+
+    Refuses a flow that is another's, or that was started differently.
+    """
     keyed = view.by_key(command.owner_session_key, command.idempotency_key) if command.idempotency_key is not None else None
     if keyed is not None:
         return Decision(outcome="applied", flow=keyed)
@@ -275,7 +286,7 @@ def _started_before(command: StartFlow, view: View) -> Decision | FlowError | No
 
 
 def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision | FlowError:
-    """Let time act on a waiting flow, if its wait is still of the generation that was due (SEMANTICS R8)."""
+    """Let time act on a flow, if its wait is still of the due generation (R8)."""
     flow = view.flow(passed.flow_id)
     if flow is None or flow.wait_id != passed.wait_id:
         return Decision(outcome="unmatched", flow=flow)

@@ -1,4 +1,7 @@
-"""What deciding returns, and the draft in which it takes shape: a flow and the journal entries that are added to it."""
+"""What deciding returns, and the draft in which it takes shape.
+
+A draft is a flow and the journal entries that are added to it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ OutcomeName = Literal[
 
 
 class MatchedHeld(msgspec.Struct, frozen=True):
-    """A held reply that satisfies a wait, and the outcome that its message has from now on."""
+    """A held reply that satisfies a wait, and the new outcome of its message."""
 
     held: HeldReply
     outcome: OutcomeName
@@ -38,7 +41,7 @@ class RejectedHeld(msgspec.Struct, frozen=True):
 
 
 class FlowChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to one flow: its row afterwards, its new journal entries, and what becomes of its waits.
+    """What happens to one flow: its row afterwards, new journal entries and waits.
 
     `opened`: every wait that was opened, also one that a held reply ended at once. `closed`: the generation that ended. `satisfied`: leaves
     that are closed, by a reply or by a sibling that won, while the rest of the generation goes on.
@@ -59,7 +62,7 @@ class FlowChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do about a stimulus: a value, which `World.apply` and the store carry out.
+    """What to do about a stimulus, for `World.apply` and the store to carry out.
 
     `flow` is what the outcome shows. `hold`: a reply to keep, and `displaced` the held ones that make room for it. `taken`: held replies
     that satisfy waits, `spoiled` those that waits do not accept. `refused`: waits (flow, generation) whose requests are to be sent again,
@@ -79,7 +82,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(Protocol):
-    """What a decision may look at. All that a stimulus needs has been loaded: looking never waits."""
+    """What a decision may look at.
+
+    All that a stimulus needs has been loaded: looking never waits.
+    """
 
     @property
     def holdings(self) -> HeldCounts:
@@ -91,7 +97,10 @@ class View(Protocol):
         ...
 
     def flow(self, flow_id: str) -> Flow | None:
-        """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
+        """Return the flow, or None.
+
+        Raises `Internal` for a row that cannot be read (SEMANTICS R13).
+        """
         ...
 
     def was_pruned(self, flow_id: str) -> bool:
@@ -127,12 +136,15 @@ class View(Protocol):
         ...
 
     def cancel_reason(self, flow_id: str) -> str | None:
-        """Return why the flow's cancellation was requested, or None where no reason was given."""
+        """Return the reason with which the flow's cancellation was requested, or None."""
         ...
 
 
 def readable_flow(view: View, flow_id: str | None) -> Flow | None:
-    """Return the flow, or None where there is none that can be read: the engine sets it aside (SEMANTICS R13)."""
+    """Return the flow, or None where there is none that can be read.
+
+    The engine sets a flow aside that cannot be read (SEMANTICS R13).
+    """
     try:
         return view.flow(flow_id) if flow_id is not None else None
     except Internal:
@@ -140,7 +152,10 @@ def readable_flow(view: View, flow_id: str | None) -> Flow | None:
 
 
 class Draft:
-    """A flow while it is decided: append journal entries, read the flow that they give, then take the `FlowChange`."""
+    """A flow while it is decided.
+
+    Append journal entries, read the flow that they give, then take the `FlowChange`.
+    """
 
     def __init__(self, flow: Flow | None, caller: Caller, now: Micros) -> None:
         self._flow = flow
@@ -162,7 +177,10 @@ class Draft:
 
     @property
     def now(self) -> Micros:
-        """When the entries happen: now, but never before the flow's last change, so that `updated_at` never decreases."""
+        """When the entries happen: now, but never before the flow's last change.
+
+        So `updated_at` never decreases.
+        """
         return self._now if self._flow is None else max(self._now, self._flow.updated_us)
 
     @property
@@ -215,7 +233,7 @@ class Draft:
 
 
 def _revision_after(before: Flow | None, kind: EventKind) -> int:
-    """Return the revision after an entry: it counts changes, and observing a run is none (SEMANTICS 1)."""
+    # A revision counts changes, and observing a run is none (SEMANTICS 1).
     if before is None:
         return 0
     return before.revision if kind is EventKind.STEP_OBSERVED else before.revision + 1

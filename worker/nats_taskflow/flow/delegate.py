@@ -55,13 +55,16 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
 
 
 def send_again(refused: RequestNotStored, view: View) -> Decision:
-    """Decide that a request is sent again: the broker did not store it, and said so on its reply subject (SEMANTICS R0)."""
+    """Decide to send a request again that the broker did not store.
+
+    The broker said so on the request's reply subject (SEMANTICS R0).
+    """
     waiters = view.waiters((refused.topic, refused.correlation_id))
     return Decision(outcome="unmatched", refused=tuple((waiter.flow_id, waiter.wait_id, refused.why) for waiter in waiters))
 
 
 def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError | None:
-    """Refuse a circle of delegations, and a delegate that the flow's agent may not ask."""
+    """Refuse a circle of delegations, and a delegate that the agent may not ask."""
     if flow.hops >= policy.max_hops:
         message = f"flow {flow.id} was reached by {flow.hops} delegations in a row: it may be delegating to itself through others"
         return Forbidden(message, hops=flow.hops, limit=policy.max_hops)
@@ -75,9 +78,9 @@ def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError |
 
 
 def _taken_for_reply(command: DelegateFlow, flow: Flow, request: DelegateMessage, policy: Policy) -> FlowError | None:
-    """Refuse a request that the worker would take for a reply once it is published: it might resume somebody else's flow.
+    """Refuse a request that the worker would take for a reply once it is published.
 
-    Its callers may not be allowed to publish there, and it must not do it for them (confused deputy).
+    It might resume somebody else's flow. Its callers may not be allowed to publish there, and it must not do it for them (confused deputy).
     """
     sent = [("to", request)]
     if command.cancel_to is not None:
@@ -90,14 +93,14 @@ def _taken_for_reply(command: DelegateFlow, flow: Flow, request: DelegateMessage
 
 
 def _by_own_field(refused: FlowError) -> FlowError:
-    """Point at the field that `delegate` has for a part of its wait: it takes no `wait_condition`."""
+    # `delegate` takes no `wait_condition`: the path is that of the field it has instead.
     if "path" in refused.details:
         refused.details["path"] = refused.details["path"].replace("/wait_condition/topic", "/reply_topic").replace("/wait_condition", "")
     return refused
 
 
 def _reply_subject(command: DelegateFlow, policy: Policy) -> str | FlowError | None:
-    """Return the subject on which the delegate's answer reaches the topic that the flow waits on, or the refusal."""
+    # An answer on it reaches the topic that the flow waits on.
     if command.reply is None or policy.answers_on is None:
         return command.reply
     return policy.answers_on(command.reply_topic, command.correlation_id)

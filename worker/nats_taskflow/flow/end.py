@@ -1,4 +1,7 @@
-"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel. The winner closes every sibling leaf (SEMANTICS R10, R11)."""
+"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel.
+
+The leaf that wins closes every sibling (SEMANTICS R10, R11).
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,10 @@ TIMED_OUT = "wait timed out"
 
 
 class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a wait, or satisfied a leaf of it. It becomes `state_json.resume_meta` (SEMANTICS R12).
+    """What ended a wait, or satisfied a leaf of it.
 
-    `reason`, where a person gave one, and `matched`, what a reply had come for that a person gave to another wait, go into the journal.
+    It becomes `state_json.resume_meta` (SEMANTICS R12). Two fields go into the journal: `reason`, where a person gave one, and `matched`,
+    the pair of a reply that a person gave to another wait.
     """
 
     cause: Literal["event", "timer", "timeout", "manual"]
@@ -48,7 +52,7 @@ class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def journal_fields(self) -> dict[str, Any]:
-        """What the journal entry says besides: `reason` and `matched`, where there are any."""
+        """Return the `reason` and `matched` of the journal entry, where there are any."""
         reason = {} if self.reason is None else {"reason": self.reason}
         return reason if self.matched is None else reason | {"matched": {"topic": self.matched[0], "correlation_id": self.matched[1]}}
 
@@ -59,7 +63,10 @@ class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def condition_of(flow: Flow) -> WaitCondition:
-    """Return what a waiting flow waits for. Raises `Internal` for a stored condition that cannot be read (SEMANTICS R13)."""
+    """Return what a waiting flow waits for.
+
+    Raises `Internal` for a stored condition that cannot be read (SEMANTICS R13).
+    """
     try:
         return flow.condition
     except msgspec.ValidationError as bad:
@@ -68,7 +75,10 @@ def condition_of(flow: Flow) -> WaitCondition:
 
 
 def due_of(flow: Flow) -> Micros | None:
-    """Return when time alone acts on the flow next: by a timer, a deadline, or at once for a pending cancel (SEMANTICS 2, 3)."""
+    """Return when time alone acts on the flow next, or None.
+
+    A timer or a deadline does, and a pending cancel at once (SEMANTICS 2, 3).
+    """
     if flow.wait_json is None:
         return None
     if flow.cancel_requested:
@@ -78,7 +88,10 @@ def due_of(flow: Flow) -> Micros | None:
 
 
 def satisfy(draft: Draft, leaf: int, payload: Any, source: EndedBy) -> OutcomeName:
-    """Satisfy one leaf. A single wait resumes; a composite progresses, and resumes once it holds (SEMANTICS R11)."""
+    """Satisfy one leaf of the flow's wait.
+
+    A single wait resumes. A composite progresses, and resumes once it holds (SEMANTICS R11).
+    """
     flow = draft.flow
     condition = condition_of(flow)
     if not isinstance(condition, COMPOSITES):
@@ -92,9 +105,9 @@ def satisfy(draft: Draft, leaf: int, payload: Any, source: EndedBy) -> OutcomeNa
 
 
 def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: EndedBy) -> OutcomeName:
-    """Resume a composite wait that holds, with the payloads of its leaves by index (SEMANTICS R12).
+    """Resume a composite wait if it holds, with its leaves' payloads by index.
 
-    Where it does not hold yet, every leaf below a part that holds is closed, its losers too (R10).
+    See SEMANTICS R12. Where it does not hold yet, every leaf below a part that holds is closed, its losers too (R10).
     """
     if not holds(condition, progress):
         open_leaves = {node.leaf for node in open_nodes(condition, progress)}
@@ -120,13 +133,19 @@ def fail(draft: Draft, reason: str) -> Flow:
 
 
 def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
-    """End the flow as cancelled, and notify the delegate that it waits for, where that one wants to know (SEMANTICS 5)."""
+    """End the flow as cancelled, and notify the delegate that it waits for.
+
+    A delegate is notified only where it wants to know (SEMANTICS 5).
+    """
     draft.outgoing.extend(_notices(draft.flow, reason, draft.trace))
     return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
 
 
 def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[DelegateMessage]:
-    """Return the cancel notice for the delegation that the flow waits for, where there is one. `trace`: that of what cancels it."""
+    """Return the cancel notice for the delegation that the flow waits for, if any.
+
+    `trace` is the traceparent of what cancels it.
+    """
     condition = from_value(flow.wait_json) if flow.wait_json is not None else None
     leaf = condition if isinstance(condition, ExternalEvent) else None
     if leaf is None or leaf.cancel_to is None:
@@ -143,7 +162,7 @@ def cancel_notice(flow: Flow, correlation_id: str, subject: str, reason: str | N
 
 
 def pass_time(draft: Draft, now: Micros) -> OutcomeName:
-    """Let all that is due by `now` happen to a waiting flow, earliest first, until its wait ends.
+    """Let all that is due by `now` happen, earliest first, until the wait ends.
 
     Returns `applied` when the wait ended, `progressed` when a composite still waits, `unmatched` when nothing was due.
     """
@@ -160,7 +179,10 @@ def pass_time(draft: Draft, now: Micros) -> OutcomeName:
 
 
 def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
-    """Fire what is due at one node: a timer satisfies its leaf, a deadline does what `on_timeout` says."""
+    """Fire what is due at one node.
+
+    A timer satisfies its leaf, a deadline does what `on_timeout` says.
+    """
     part, root = node.condition, node.number == 0
     if isinstance(part, Timer):
         payload = msgspec.UNSET if root else {"at": to_value(part)["at"]}
@@ -182,7 +204,10 @@ def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
 
 
 def answer(command: ResumeFlow, flow: Flow, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Satisfy the manual leaf that `command.leaf` names by number or name; its payload is the command's patch."""
+    """Satisfy the manual leaf that `command.leaf` names by number or name.
+
+    Its payload is the command's patch.
+    """
     condition = condition_of(flow)
     leaf = _manual_leaf(condition, command.leaf)
     if leaf is None:

@@ -1,4 +1,7 @@
-"""Apply a journal entry to a flow. Folding a flow's whole journal gives exactly its row (SEMANTICS 1)."""
+"""Apply a journal entry to a flow.
+
+Folding a flow's whole journal gives exactly its row (SEMANTICS 1).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _CREATED_WITH = ("controller_id", "goal", "owner_session_key", "requester_origin
 
 
 def merge(state: Any, patch: Any) -> Any:
-    """Return `state` with `patch` over it: its top-level keys win; anything but an object over an object replaces it (SEMANTICS 1)."""
+    """Return `state` with the top-level keys of `patch` over its own.
+
+    Unless both are objects, the patch replaces the state (SEMANTICS 1).
+    """
     if isinstance(state, dict) and isinstance(patch, dict):
         return {**state, **patch}
     return patch
@@ -64,7 +70,7 @@ def _created(event: FlowEvent) -> Flow:
 
 
 def _wait_after(event: FlowEvent) -> dict[str, Any]:
-    """Return the wait after a change of status: parking opens one, everything else closes it."""
+    # Parking opens a wait, every other change of status closes it.
     if event.kind is EventKind.WAITING:
         return {"wait_json": event.payload["wait"], "wait_id": event.revision, "parked_us": event.at_us, "progress": None}
     return {"wait_json": None, "wait_id": None, "parked_us": None, "progress": None}

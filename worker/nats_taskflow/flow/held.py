@@ -1,4 +1,4 @@
-"""Act on a held reply by hand: give it to a flow that waits for something else, or let it expire before its time."""
+"""Act on a held reply by hand: give it to another flow, or let it expire now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from nats_taskflow.units import Micros
 
 
 def match_held(command: MatchHeld, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Satisfy an open leaf of a flow with a held reply, as if it had come for it. The same transaction uses it up."""
+    """Satisfy an open leaf of a flow with a held reply, as if it had come for it.
+
+    The same transaction uses the reply up.
+    """
     held = view.held_by_key(command.key)
     if held is None:
         return _gone(command.key)
@@ -64,13 +67,12 @@ def _leaf(command: MatchHeld, flow: Flow) -> int | FlowError:
 
 
 def _pair_at(flow: Flow, leaf: int) -> Pair:
-    """Return the pair that a leaf waits for: its agent sees the reply that it expects, the journal the one that came."""
+    # The flow's agent sees the reply that it expects. The journal has the one that came.
     part = leaf_at(condition_of(flow), leaf)
     assert isinstance(part, ExternalEvent), "the leaf waits for a reply"
     return part.topic, part.correlation_id or ""
 
 
 def _gone(key: str) -> NotFound:
-    """Refuse a reply that is not held, or no longer."""
     topic, _, correlation_id = key.partition("\n")
     return NotFound(f"no reply of ({topic}, {correlation_id.partition(chr(10))[0]}) is held under this number any more")

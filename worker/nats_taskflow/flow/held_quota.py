@@ -1,10 +1,11 @@
-"""Bound how many replies are held: a quota for each tenant and one for all (RELIABILITY 4, row 52).
+"""Bound how many replies are held, for each tenant and for all together.
 
-A tenant is the reply binding that covers a topic, or the agent whose built-in topic it is. Within a tenant a topic stands for its sender:
-whoever may publish there. A tenant over its quota pays for a new reply with one of its own, from the topic that would hold most of them.
-Over the quota of all, the tenant that holds most pays in the same way. The reply that goes is always the one that would expire first. So
-a flood displaces its own replies and nobody else's. A displaced reply gets an outcome (`expired`) and a dead letter, like one for which
-nobody came.
+See RELIABILITY 4, row 52. A tenant is the reply binding that covers a topic, or the agent whose built-in topic it is. Within a tenant a
+topic stands for its sender: whoever may publish there.
+
+A tenant over its quota pays for a new reply with one of its own, from the topic that would hold most of them. Over the quota of all, the
+tenant that holds most pays in the same way. The reply that goes is always the one that would expire first. So a flood displaces its own
+replies and nobody else's. A displaced reply gets an outcome (`expired`) and a dead letter, like one for which nobody came.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class DisplacedReply(msgspec.Struct, frozen=True):
 
 
 class HeldCounts(msgspec.Struct):
-    """How many replies are held: in all (`total`), by tenant (`of`), and by topic of the tenants that matter to a batch.
+    """How many replies are held, in all (`total`) and by tenant (`of`).
 
-    `first`: the replies that expire first, by sender and in that order; they may lack their payload.
+    They are also counted by topic, for the tenants that matter to a batch. `first`: the replies that expire first, by sender and in that
+    order; they may lack their payload.
     """
 
     total: int = 0
@@ -83,7 +85,10 @@ def displace(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[Disp
 
 
 def _first_of(tenant: str, new: HeldReply, holdings: HeldCounts, leaving: Sequence[HeldReply]) -> HeldReply | None:
-    """Return the next reply of a paying tenant: from the topic that would hold most, in doubt the new reply's own."""
+    """Return the next reply that a tenant over its quota loses.
+
+    It is of the topic that would hold most; of several such topics, the new reply's own.
+    """
     keys = {held.key for held in leaving}
     paying: tuple[tuple[int, bool], HeldReply] | None = None
     for topic, count in holdings.topics.get(tenant, {}).items():

@@ -10,7 +10,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def bad_id(text: str) -> str | None:
-    """Return what is wrong with a topic, correlation id or event id, or None. Ids are refused, never trimmed (SEMANTICS R1)."""
+    """Return what is wrong with a topic, correlation id or event id, or None.
+
+    Ids are refused, never trimmed (SEMANTICS R1).
+    """
     if not text:
         return "is empty"
     if len(text) > MAX_ID_LENGTH:
@@ -21,7 +24,10 @@ def bad_id(text: str) -> str | None:
 
 
 def agent_of(owner_session_key: str) -> str | None:
-    """Return the agent of `agent:<agent>:session:<session>`, or None for an owner that is no agent."""
+    """Return the agent of `agent:<agent>:session:<session>`.
+
+    Returns None for an owner that is no agent.
+    """
     match owner_session_key.split(":", 3):
         case ["agent", agent, "session", _]:
             return agent

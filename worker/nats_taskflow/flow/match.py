@@ -1,7 +1,7 @@
-"""Match a reply to the flows that wait for it, or decide what becomes of it instead (SEMANTICS 4).
+"""Match a reply to the flows that wait for it, or decide what becomes of it.
 
-Who waits for the pair now (R1, R6)? Does the reply name another flow (R2)? Did it come in time (R9)? If nobody waits: has the flow that
-waited last ended (late, R7), or is the reply early (held, R4)?
+See SEMANTICS 4. Who waits for the pair now (R1, R6)? Does the reply name another flow (R2)? Did it come in time (R9)? If nobody waits: has
+the flow that waited last ended (late, R7), or is the reply early (held, R4)?
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def match_reply(reply: Reply, view: View, now: Micros, policy: Policy) -> Decisi
 
 
 def _readable_waits(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter, Flow]]:
-    """Pair open waits with their flows. One whose row cannot be read counts as no wait: the engine sets it aside (R13)."""
+    """Pair open waits with their flows.
+
+    A wait whose flow cannot be read counts as none: the engine sets that flow aside (R13).
+    """
     readable = []
     for waiter in waiters:
         try:
@@ -70,7 +73,10 @@ def _readable_waits(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter,
 
 
 def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> tuple[Draft, OutcomeName | None]:
-    """Let the reply meet one open wait. The outcome is None where the wait had timed out before the reply came (R9)."""
+    """Let the reply meet one open wait.
+
+    The outcome is None where the wait had timed out before the reply came (R9).
+    """
     by = Caller(actor=f"topic:{reply.topic}", cause=reply.event_id or None, trace=reply.trace)
     draft = Draft(flow, by, now)
     if flow.cancel_requested:
@@ -86,7 +92,10 @@ def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> 
 
 
 def _unawaited(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[FlowChange, ...]) -> Decision:
-    """Decide a reply that nobody waits for at the moment: late where its flow has ended, else held (R4, R7)."""
+    """Decide a reply that nobody waits for at the moment.
+
+    It is late where its flow has ended, else it is held (R4, R7).
+    """
     ended = {change.flow.id: change.flow for change in changes}
     target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))
     flow = ended.get(target or "") or readable_flow(view, target)

@@ -1,4 +1,4 @@
-"""The shapes of what is stored: flows, observed runs, journal entries, waiters, messages to delegates, held replies."""
+"""What is stored: flows, runs, journal entries, waiters, requests, held replies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """Computes an attribute at its first read, and keeps it: `functools.cached_property` without the lock of Python 3.11."""
+    """An attribute that is computed at its first read, and kept.
+
+    It is `functools.cached_property` without the lock of Python 3.11.
+    """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self._compute = compute
@@ -60,7 +63,10 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @Lazy
     def condition(self) -> WaitCondition:
-        """Parse what a waiting flow waits for, once: a reply asks five times. Raises `msgspec.ValidationError`."""
+        """Parse what a waiting flow waits for, once: a reply asks five times.
+
+        Raises `msgspec.ValidationError`.
+        """
         return parse(self.wait_json)
 
     @Lazy
@@ -110,7 +116,7 @@ class FlowStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One journal entry. It is published too (CONTRACT 4), so it carries all that the event shows.
+    """One journal entry, with all that its published event shows (CONTRACT 4).
 
     `actor` says who (`agent:kate`, `worker`, `operator:ann`), `cause` is the id of the command or event behind it, `trace` its W3C
     traceparent as text.
@@ -137,7 +143,10 @@ class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiter(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait for a reply: a leaf of generation `wait_id` of a flow waits for (topic, correlation_id)."""
+    """An open wait for a reply.
+
+    A leaf of the flow's wait of generation `wait_id` waits for (topic, correlation_id).
+    """
 
     flow_id: str
     wait_id: int
@@ -153,9 +162,10 @@ class Waiter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DelegateMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to a delegate, committed with the change that sends it and published afterwards (SEMANTICS 5).
+    """A message to a delegate: a `request`, or a `cancel` notice.
 
-    `kind`: a `request`, which is dropped once its wait is over, or a `cancel` notice. `reply` is the NATS reply subject.
+    It is committed with the change that sends it and published afterwards (SEMANTICS 5). A request is dropped once its wait is over.
+    `reply` is the NATS reply subject.
     """
 
     flow_id: str

@@ -1,6 +1,6 @@
-"""Park a flow: make its wait condition absolute, check it, open its waits, and let what is there already meet them.
+"""Park a flow: make its wait condition absolute, check it, and open its waits.
 
-There already are flows that have ended, and replies that came early (SEMANTICS 3, R3, R4, R6).
+What is there already meets them at once: flows that have ended, and replies that came early (SEMANTICS 3, R3, R4, R6).
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
 
 
 def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Park a running flow on a normalized condition, unless that is refused; what is there already may satisfy it at once."""
+    """Park a running flow on a normalized condition, unless that is refused.
+
+    What is there already may satisfy the condition at once.
+    """
     refusal = check(condition, flow, view, now, policy) or _conflict(condition, flow, view)
     if refusal is not None:
         return refusal
@@ -80,9 +83,10 @@ def with_outgoing(decision: Decision, outgoing: DelegateMessage) -> Decision:
 
 
 def normalize(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
-    """Make a condition absolute: durations become times, missing correlation ids are minted, times are UTC.
+    """Make a condition absolute.
 
-    Raises `InvalidRequest` for a text that is no duration, and where both a time and a duration are given.
+    Durations become times, times are UTC, and missing correlation ids are minted. Raises `InvalidRequest` for a text that is no duration,
+    and where both a time and a duration are given.
     """
     normalized = _normalize_part(condition, now, _correlation_ids(nonce))
     if isinstance(normalized, Timer) or normalized.deadline is not None or policy.default_timeout_us is None:
@@ -107,7 +111,10 @@ def _normalize_part(part: WaitCondition, now: Micros, ids: Iterator[str]) -> Wai
 
 
 def _normalize_below(part: Composite, index: int, now: Micros, ids: Iterator[str]) -> WaitCondition:
-    """Make one condition of a composite absolute. Raises `InvalidRequest` with the path from the whole condition down."""
+    """Make one condition of a composite absolute.
+
+    Raises `InvalidRequest` with the path from the whole condition down.
+    """
     try:
         return _normalize_part(part.conditions[index], now, ids)
     except InvalidRequest as refused:
@@ -116,13 +123,16 @@ def _normalize_below(part: Composite, index: int, now: Micros, ids: Iterator[str
 
 
 def _correlation_ids(nonce: str) -> Iterator[str]:
-    """Yield unguessable ids from one nonce. Whoever knows one of them can compute neither the nonce nor the others."""
+    # Whoever knows one of the ids can compute neither the nonce nor the others.
     for number in count(1):
         yield str(UUID(hex=sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]))
 
 
 def _instant(part: WaitCondition, instant: str, length: str, now: Micros) -> datetime | None:
-    """Return a part's time in UTC, from its `instant` or its `length` from now on, or None without either. Raises `InvalidRequest`."""
+    """Return a part's time in UTC, or None where it has none.
+
+    It is its `instant`, or its `length` from now on. Raises `InvalidRequest`.
+    """
     at, span = getattr(part, instant), getattr(part, length)
     if span is None:
         return None if at is None else _utc(at, instant)
@@ -132,7 +142,10 @@ def _instant(part: WaitCondition, instant: str, length: str, now: Micros) -> dat
 
 
 def _utc(at: datetime, name: str) -> datetime:
-    """Return a time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
+    """Return a time in UTC.
+
+    Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich).
+    """
     try:
         return at.astimezone(UTC)
     except OverflowError as bad:
@@ -173,7 +186,10 @@ def _waiters(condition: WaitCondition, flow: Flow) -> list[Waiter]:
 
 
 def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | None:
-    """Refuse a pair that another flow waits for, unless both waits are `all` (SEMANTICS R6). Only its owner learns which flow."""
+    """Refuse a pair that another flow waits for, unless both waits are `all`.
+
+    See SEMANTICS R6. Only that flow's owner learns which flow it is.
+    """
     seen: set[tuple[str, str]] = set()
     for waiter in _waiters(condition, flow):
         if waiter.pair in seen:
@@ -193,7 +209,10 @@ def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | N
 
 
 def _owner(view: View, flow_id: str) -> str | None:
-    """Return the owner of a flow, or None where its row cannot be read: its waits count all the same (SEMANTICS R13)."""
+    """Return the owner of a flow, or None where its row cannot be read.
+
+    The waits of such a flow count all the same (SEMANTICS R13).
+    """
     try:
         flow = view.flow(flow_id)
     except Internal:
@@ -213,7 +232,7 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Poli
 
 
 def _end_source(ended: Flow) -> EndedBy:
-    """Return the end of a flow as what satisfied a leaf; its last journal entry is the event."""
+    # What satisfied the leaf is the flow's end, and the event is its last journal entry.
     by = Caller(actor="worker", cause=f"{ended.id}:{ended.seq}")
     return EndedBy(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
 
@@ -221,7 +240,10 @@ def _end_source(ended: Flow) -> EndedBy:
 def _take_held(
     draft: Draft, view: View, condition: WaitCondition, now: Micros, policy: Policy
 ) -> tuple[tuple[MatchedHeld, ...], tuple[RejectedHeld, ...]]:
-    """Satisfy the opened waits with held replies, oldest arrival first (SEMANTICS R4). An expired one counts as gone, here already."""
+    """Satisfy the opened waits with held replies, oldest arrival first.
+
+    See SEMANTICS R4. An expired reply that is still stored counts as gone.
+    """
     generation = draft.flow.wait_id
     if generation is None:
         return (), ()  # the end of another flow has ended this wait already: it uses no reply up (R10)
@@ -247,6 +269,5 @@ def _take_held(
 
 
 def _in_time(held: HeldReply, condition: WaitCondition, leaf: int) -> bool:
-    """Return whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
     deadline = deadline_of(condition, leaf)
     return deadline is None or held.arrived_us < deadline

@@ -1,4 +1,4 @@
-"""Check whether a payload may satisfy a leaf, and whether a command leaves a state within bounds."""
+"""Check the payload for a leaf, and the size of the state after a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", 
 
 
 def payload_refusal(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
-    """Return the dead letter's reason and sentence for a payload that must not satisfy the leaf, or None. The wait goes on then."""
+    """Return why a payload must not satisfy the leaf, or None.
+
+    It is the dead letter's reason and sentence; the wait goes on then.
+    """
     part = leaf_at(condition, leaf)
     payload = None if payload is msgspec.UNSET else payload
     if isinstance(part, ExternalEvent) and part.accept is not None and policy.accepts is not None:
@@ -33,9 +36,10 @@ def payload_refusal(condition: WaitCondition, flow: Flow, leaf: int, payload: An
 
 
 def too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> FlowError | None:
-    """Refuse a command whose own field (`_BRINGS`) makes the state too large. Shrinking it is always possible.
+    """Refuse a command whose own field (`_BRINGS`) makes the state too large.
 
-    What the worker writes itself (`resume_meta`, `failure`) is bounded, and must keep nobody from resuming or failing a flow.
+    A command that shrinks the state is never refused. What the worker writes itself (`resume_meta`, `failure`) is bounded, and must keep
+    nobody from resuming or failing a flow.
     """
     field = _BRINGS.get(type(command))
     if field is None or getattr(command, field) is None or after.state_json is before.state_json:

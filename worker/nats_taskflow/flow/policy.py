@@ -1,4 +1,4 @@
-"""Hold what bounds decisions: the operator's limits, and the checks that only the edge can make."""
+"""The bounds of decisions: the operator's limits, and the edge's own checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ DAY: Micros = 24 * 3600 * SECOND
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and checks; None stands for no limit and no check. An `agent` of None is an owner that is no agent (in-process, trusted)."""
+    """Limits and checks; None stands for no limit and no check.
+
+    An `agent` of None is an owner that is no agent (in-process, trusted).
+    """
 
     timer_horizon_us: Micros = 400 * DAY
     """How far ahead a timer or deadline may lie."""

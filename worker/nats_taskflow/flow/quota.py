@@ -1,7 +1,8 @@
-"""Bound how many flows an agent has open, and the bytes of their states (RELIABILITY 9, "a neighbour stores").
+"""Bound how many flows an agent has open, and the bytes of their states.
 
-Everything is counted, but only two things are refused: that an agent starts a flow, or lets a state grow. Replies, time and operators are
-not refused, nor is what ends or shrinks a flow: nothing may be lost, and whoever is over a quota must be able to get below it.
+See RELIABILITY 9, "a neighbour stores". Everything is counted, but only two things are refused: that an agent starts a flow, or lets a
+state grow. Replies, time and operators are not refused, nor is what ends or shrinks a flow. Nothing may be lost, and whoever is over a
+quota must be able to get below it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ RETRY_AFTER = 60
 
 
 def bounded_agent(command: Bounded, policy: Policy) -> str | None:
-    """Return the agent whose quota a command may exceed, or None: no quota is set, or none applies to the caller."""
+    """Return the agent whose quota a command may exceed, or None.
+
+    None: no quota is set, or none applies to the caller.
+    """
     if policy.max_open_flows is None and policy.max_state_bytes_of_agent is None:
         return None
     if command.caller.owner is None or (isinstance(command, ResumeFlow) and command.patch is None):

@@ -1,6 +1,6 @@
-"""The headers of a request to a delegate. They are the worker's own: no caller can set one (SEMANTICS 5).
+"""The headers of a request to a delegate.
 
-Everybody outside the core imports their names from `wire.headers`.
+They are the worker's own: no caller can set one (SEMANTICS 5). Everybody outside the core imports their names from `wire.headers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ TRACEPARENT = "traceparent"
 
 
 def asker(owner_session_key: str, flow_id: str, correlation_id: str, trace: str | None) -> dict[str, str]:
-    """Return the headers that say who asks, and for what; without an agent's name for a flow that no agent owns."""
+    """Return the headers that say who asks, and for what.
+
+    A flow that no agent owns asks without an agent's name.
+    """
     agent = agent_of(owner_session_key)
     whose = {} if agent is None else {AGENT: agent}
     traced = {} if trace is None else {TRACEPARENT: trace}

@@ -1,4 +1,7 @@
-"""Refuse what would be journaled, held or sent in more bytes than the broker carries: it could never leave again."""
+"""Refuse what would be journaled, held or sent in too many bytes.
+
+What is larger than the broker carries could never leave again.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def within_size(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
-    """Return the decision, or the refusal where it is too large: a dead letter of a reply, an error of a command.
+    """Return the decision, or the refusal where it is too large.
 
-    Sizes are those of the JSON that is written: a number can be longer in it than in the request.
+    A reply that is too large becomes a dead letter, a command gets an error. Sizes are those of the JSON that is written: a number can be
+    longer in it than in the request.
     """
     if isinstance(decision, FlowError):
         return decision
@@ -31,7 +35,7 @@ def within_size(stimulus: Stimulus, decision: Decision | FlowError, policy: Poli
 
 
 def _sizes(decision: Decision) -> Iterator[int]:
-    """Yield the size of everything that will be published, and of a reply that is held."""
+    """Yield the sizes of all that will be published, and of a reply to hold."""
     for change in decision.changes:
         for event in change.events:
             yield len(_ENCODER.encode(event.payload))

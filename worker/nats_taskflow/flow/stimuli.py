@@ -1,10 +1,11 @@
-"""The vocabulary: everything that can happen to a flow, and what each of it carries.
+"""The vocabulary: all that can happen to a flow, and what each of it carries.
 
-Commands come from a controller, an operator or a caller in the process: each is about one flow, and carries who asks (`Caller`) and the
+Commands come from a controller, an operator or a caller in the process. Each is about one flow, and carries who asks (`Caller`) and the
 revision that the caller saw. They start a flow, move it (`RunFlow`, `AdvanceFlow`, `ParkFlow`, `DelegateFlow`, `ResumeFlow`), end it
 (`FinishFlow`, `FailFlow`, `CancelFlow`, `RequestCancel`), record a run of it, or give it a held reply. The world brings the rest: a reply,
-a request that the broker did not store, time, and the ends of other flows. Ids that need randomness are made at the edge and travel
-inside the stimulus: deciding stays pure.
+a request that the broker did not store, time, and the ends of other flows.
+
+Ids that need randomness are made at the edge and travel inside the stimulus: deciding stays pure.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from nats_taskflow.units import Micros
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks. `actor`: the name for the journal (`agent:kate`, `operator:ann`). `owner`: the one whose flows it may touch; None: all
-    flows (trusted, in the process). `cause`: the id of the command or event behind it. `trace`: its traceparent.
+    """Who asks.
+
+    `actor`: the name for the journal (`agent:kate`, `operator:ann`). `owner`: the one whose flows it may touch; None: all flows (trusted,
+    in the process). `cause`: the id of the command or event behind it. `trace`: its traceparent.
     """
 
     actor: str
@@ -33,7 +36,10 @@ WORKER = Caller(actor="worker")
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What every command carries: the flow it is about, who asks, and the revision that the caller saw (None: any)."""
+    """What every command carries: the flow it is about, and who asks.
+
+    It also has the revision that the caller saw (None: any).
+    """
 
     flow_id: str
     caller: Caller = IN_PROCESS
@@ -41,7 +47,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartFlow(Command, frozen=True, kw_only=True):
-    """Create a flow, and run it unless `hold`. Carries all that the flow is created with.
+    """Create a flow, and run it unless `hold`.
 
     `idempotency_key` is unique per owner: a second start under it returns the first flow (SEMANTICS 6). `minted`: the worker made the id,
     so it is new. `hops`: how many delegations led here.
@@ -73,17 +79,20 @@ class AdvanceFlow(Command, frozen=True, kw_only=True):
 
 
 class ParkFlow(Command, frozen=True, kw_only=True):
-    """Park the flow on a wait condition, a JSON object. Missing correlation ids are derived from `nonce`, ≥ 128 random bits (R3)."""
+    """Park the flow on a wait condition, a JSON object.
+
+    Missing correlation ids are derived from `nonce`, ≥ 128 random bits (R3).
+    """
 
     condition: Any
     nonce: str
 
 
 class DelegateFlow(Command, frozen=True, kw_only=True):
-    """Send a request to a delegate and park the flow on its reply, atomically (SEMANTICS 5).
+    """Send a request to a delegate and park the flow on its reply, atomically.
 
-    Carries the request (`to`, `payload`, `headers`, the NATS reply subject `reply`), the pair on which the answer comes, and the bounds of
-    the wait. `cancel_to`: who hears of it when the flow is cancelled meanwhile.
+    See SEMANTICS 5. Carries the request (`to`, `payload`, `headers`, the NATS reply subject `reply`), the pair on which the answer comes,
+    and the bounds of the wait. `cancel_to`: who hears of it when the flow is cancelled meanwhile.
     """
 
     to: str
@@ -100,9 +109,10 @@ class DelegateFlow(Command, frozen=True, kw_only=True):
 
 
 class ResumeFlow(Command, frozen=True, kw_only=True):
-    """Resume the flow whatever it waits for, and merge `patch`. `wait_id`: only this generation of its wait (SEMANTICS R8).
+    """Resume the flow whatever it waits for, and merge `patch`.
 
-    `leaf`, a number or a name: answer only this manual leaf of a composite wait; `patch` is its payload then.
+    `wait_id`: only this generation of its wait (SEMANTICS R8). `leaf`, a number or a name: answer only this manual leaf of a composite
+    wait; `patch` is its payload then.
     """
 
     patch: Any = None
@@ -124,7 +134,10 @@ class FailFlow(Command, frozen=True, kw_only=True):
 
 
 class RequestCancel(Command, frozen=True, kw_only=True):
-    """Ask a flow to wind down. A running one may still observe its runs; a waiting one is cancelled on the next tick."""
+    """Ask a flow to wind down.
+
+    A running one may still observe its runs; a waiting one is cancelled on the next tick.
+    """
 
     reason: str | None = None
 
@@ -137,7 +150,10 @@ class CancelFlow(Command, frozen=True, kw_only=True):
 
 
 class ObserveStep(Command, frozen=True, kw_only=True):
-    """Record what is known of one run of a flow. `run_id` finds the run; `step_id` becomes its id where it is new."""
+    """Record what is known of one run of a flow.
+
+    `run_id` finds the run; `step_id` becomes its id where it is new.
+    """
 
     step_id: str
     run_id: str
@@ -148,7 +164,10 @@ class ObserveStep(Command, frozen=True, kw_only=True):
 
 
 class MatchHeld(Command, frozen=True, kw_only=True):
-    """Give the held reply of this key to the flow as if it had come for it, at `leaf` (None: the only one that waits for a reply)."""
+    """Give a held reply to the flow as if it had come for it.
+
+    `key` names the reply. `leaf` says for which leaf; None: the only one that waits for a reply.
+    """
 
     key: str
     reason: str
@@ -164,10 +183,11 @@ class ExpireHeld(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply has reached a topic. `payload`: what it brings; `msgspec.UNSET` where that is nothing.
+    """A reply that has reached a topic.
 
-    `event_id` recognises a repeat (R5); `arrived_us` is its arrival by the broker's clock (R9). `flow_id`: it is for this flow only (R2).
-    `hold`: keep it where nobody waits yet (R4). `key` names its row in the inbox; `tenant` is whose quota it counts against while held.
+    `payload`: what it brings; `msgspec.UNSET` where that is nothing. `event_id` recognises a repeat (R5). `arrived_us` is its arrival by
+    the broker's clock (R9). `flow_id`: it is for this flow only (R2). `hold`: keep it where nobody waits yet (R4). `key` names its row in
+    the inbox. `tenant` is whose quota it counts against while held.
     """
 
     topic: str
@@ -183,7 +203,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestNotStored(msgspec.Struct, frozen=True):
-    """The broker did not store the request that is to be answered on this pair, and says `why`: it has to be sent again."""
+    """The broker did not store the request to be answered on this pair.
+
+    It says `why`. The request has to be sent again.
+    """
 
     topic: str
     correlation_id: str
@@ -191,9 +214,9 @@ class RequestNotStored(msgspec.Struct, frozen=True):
 
 
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
-    """Something may be due for this generation of a flow's wait: a timer, a deadline, or the end of a flow that was asked to cancel.
+    """Something may be due for this generation of a flow's wait.
 
-    All that is due by `at_us` happens.
+    A timer, a deadline, or the end of a flow that was asked to cancel. All that is due by `at_us` happens.
     """
 
     flow_id: str
@@ -202,14 +225,20 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndOfFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow has ended: the flows that wait for that resume. `trace`: the traceparent of what ended it."""
+    """A flow has ended: the flows that wait for that resume.
+
+    `trace`: the traceparent of what ended it.
+    """
 
     flow_id: str
     trace: str | None = None
 
 
 class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow ended in an earlier transaction, which did not reach all that depend on it: its watchers, and with `cascade` its children."""
+    """The rest of a flow's end, which an earlier transaction did not complete.
+
+    What is left are flows that wait for it, and with `cascade` its children.
+    """
 
     flow_id: str
     cascade: bool
@@ -217,7 +246,10 @@ class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow was cancelled, and its children are cancelled with it. `trace`: the traceparent of what cancelled it."""
+    """A flow was cancelled, and its children are cancelled with it.
+
+    `trace`: the traceparent of what cancelled it.
+    """
 
     flow_id: str
     trace: str | None = None

@@ -1,4 +1,7 @@
-"""Count the open flows of each agent, and the bytes of its states; those of ended flows count until they are deleted."""
+"""Count the open flows of each agent, and the bytes of all its states.
+
+The states of ended flows count until they are deleted.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ class Usage(msgspec.Struct):
 
 
 class Usages(msgspec.Struct):
-    """What agents' flows take. `stored`: by the database, of the agents whose quota matters; `changed`: of every agent, since then.
+    """What agents' flows take: the database's count, and the changes since then.
 
-    `owners`: where each owner's changes are counted; those of an owner that is no agent count nowhere else.
+    `stored`: the count, for the agents whose quota matters. `changed`: the changes, for every agent. `owners`: where each owner's changes
+    are counted; those of an owner that is no agent count nowhere else.
     """
 
     stored: dict[str, Usage] = msgspec.field(default_factory=dict)
@@ -32,7 +36,10 @@ class Usages(msgspec.Struct):
         return Usage(stored.open_flows + changed.open_flows, stored.state_bytes + changed.state_bytes)
 
     def note(self, before: Flow | None, flow: Flow) -> None:
-        """Count what a flow takes now, less what it took before; nobody writes what it was any more, so those bytes go."""
+        """Count what a flow takes now, less what it took before.
+
+        The bytes of what it was are dropped: nobody writes them any more.
+        """
         owner = flow.owner_session_key
         if owner not in self.owners:
             agent = agent_of(owner)

@@ -1,4 +1,7 @@
-"""Refuse a wait condition that can never hold, with a JSON pointer to the field (SEMANTICS 3, CONTRACT 3 `details.path`)."""
+"""Refuse a wait condition that can never hold.
+
+The refusal has a JSON pointer to the field (SEMANTICS 3, CONTRACT 3 `details.path`).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ from nats_taskflow.units import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:
-    """Return the refusal of a normalized condition that cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
+    """Return the refusal of a normalized condition, or None where it can hold.
+
+    See SEMANTICS 3, last paragraph.
+    """
     walked = list(nodes(condition))
     if max(node.depth for node in walked) > MAX_DEPTH:
         return InvalidRequest(f"a wait condition nests at most {MAX_DEPTH} deep", path="/wait_condition")
@@ -85,13 +91,11 @@ def _check_time(at: Micros, name: str, now: Micros, policy: Policy) -> FlowError
 
 
 def _check_id(text: str, name: str) -> FlowError | None:
-    """Refuse an id that could not be matched byte for byte."""
     why = bad_id(text)
     return InvalidRequest(f"{name} {why}", path=f"/wait_condition/{name}") if why else None
 
 
 def _check_topic(topic: str, flow: Flow, policy: Policy) -> FlowError | None:
-    """Refuse a topic that no binding covers, or that this owner may not use (SEMANTICS R3)."""
     return policy.topics(topic, agent_of(flow.owner_session_key)) if policy.topics is not None else None
 
 
@@ -106,7 +110,10 @@ def _check_schema(schema: dict[str, Any] | None, policy: Policy) -> FlowError | 
 
 
 def _check_awaited(awaited: str, flow: Flow, view: View) -> FlowError | None:
-    """Refuse to wait for a flow that is not there, is somebody else's, or is the waiting one itself."""
+    """Refuse to wait for a flow that cannot be waited for.
+
+    It is not there, is somebody else's, or is the waiting one itself.
+    """
     if awaited == flow.id:
         return InvalidRequest("a flow cannot wait for its own end", path="/wait_condition/flow_id")
     other = view.flow(awaited)
@@ -132,7 +139,10 @@ _TAKES = {
 
 
 def spelling_refusal(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
-    """Return the refusal of a value that is no condition, with the place that msgspec names (`… - at `$.conditions[0].at``)."""
+    """Return the refusal of a value that is no condition.
+
+    It has the place that msgspec names (`… - at `$.conditions[0].at``).
+    """
     text, _, place = str(bad).rpartition(" - at `$")
     tokens = [token for token in place.removesuffix("`").replace("[", ".").replace("]", "").split(".") if token]
     wrong_field = _FIELD.match(text)
@@ -150,12 +160,10 @@ def spelling_refusal(bad: msgspec.ValidationError, value: Any) -> InvalidRequest
 
 
 def _missing(name: str) -> str:
-    """Return a sentence: which field a part needs, and what it takes where that is not plain."""
     return f"needs the field {name}" + (f": {_TAKES[name]}" if name in _TAKES else "")
 
 
 def _unknown(name: str, kind: str) -> str:
-    """Return a sentence: a part has no such field, and the one that was probably meant, or those that it has."""
     known = [field for field in KINDS[kind].__struct_fields__ if field not in ("to", "cancel_to")]  # these are set by `delegate`
     return f"({kind}) has no field {shown(name)}" + (meant(name, known) or f"; it takes {', '.join(known)}")
 
@@ -171,7 +179,10 @@ def _json_type(value: Any) -> str:
 
 
 def relocate(refused: FlowError, below: str) -> FlowError:
-    """Prefix the path in the refusal of one part, which was checked as if it were the whole condition, by where that part is."""
+    """Put the place of a part before the path in its refusal.
+
+    The part was checked as if it were the whole condition.
+    """
     path = refused.details.get("path")
     if isinstance(path, str) and path.startswith(_WHOLE):
         refused.details["path"] = f"{_WHOLE}{below}{path.removeprefix(_WHOLE)}"
@@ -179,7 +190,7 @@ def relocate(refused: FlowError, below: str) -> FlowError:
 
 
 def pointer_to(condition: WaitCondition, number: int) -> str:
-    """Return the pointer from the condition to its node of this number: `/conditions/1/conditions/0`."""
+    """Return the pointer to the node of this number: `/conditions/1/conditions/0`."""
     return next(islice(_pointers(condition, ""), number, None))
 
 

@@ -1,6 +1,7 @@
-"""Flows, waits and held replies in memory: what decisions look at, and are applied to.
+"""Flows, waits and held replies in memory: what decisions look at.
 
-The engine fills a `World` with what a batch names, and saves what changed. Tests use one as the whole database.
+Decisions are applied to it too. The engine fills a `World` with what a batch names, and saves what changed. Tests use one as the whole
+database.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class World:
         return self.usages.of(agent)
 
     def flow(self, flow_id: str) -> Flow | None:
-        """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
+        """Return the flow, or None.
+
+        Raises `Internal` for a row that cannot be read (SEMANTICS R13).
+        """
         if flow_id in self.unreadable:
             message = f"the stored row of flow {flow_id} cannot be read; it is set aside: {self.unreadable[flow_id]}"
             raise Internal(message, flow_id=flow_id)
@@ -85,7 +89,7 @@ class World:
         return self.last.get(pair)
 
     def cancel_reason(self, flow_id: str) -> str | None:
-        """Return why the flow's cancellation was requested, or None where no reason was given."""
+        """Return the reason with which the flow's cancellation was requested, or None."""
         return self.cancel_reasons.get(flow_id)
 
     def apply(self, decision: Decision) -> None:
@@ -103,13 +107,16 @@ class World:
             self.holdings.add(decision.hold)
 
     def _use_up(self, held: HeldReply) -> None:
-        """Remove a held reply, by its key: one that makes room was loaded without its payload, perhaps without its pair."""
+        # By its key: a reply that makes room was loaded without its payload, perhaps without its pair.
         replies = self.replies.get(held.pair, [])
         replies[:] = [other for other in replies if other.key != held.key]
         self.holdings.remove(held)
 
     def absorb(self, other: World) -> None:
-        """Add what `other` has and this world has not: what is here may be newer than what was loaded."""
+        """Add what `other` has and this world has not.
+
+        What is here stays: it may be newer than what was loaded.
+        """
         for flow_id, flow in other.flows.items():
             self.flows.setdefault(flow_id, flow)
         self.unreadable |= other.unreadable
@@ -154,6 +161,6 @@ class World:
 
 
 def _pair_of(key: str) -> Pair:
-    """Return the pair of a held reply: the first two lines of its key."""
+    # The pair is the first two lines of the key.
     topic, _, rest = key.partition("\n")
     return topic, rest.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""The operators' half of the store port: reads across owners, each bounded, and what they return.
+"""The operators' half of the store port: bounded reads across owners.
 
 What operators are shown as it is read comes as the struct of the wire (`wire.admin_answers`). Lists are keyset pages that stop by weight,
 as in `store.port`. Of several filters one is looked up in its index, and the others are applied to at most `LOOK` of its flows: a page may
@@ -49,7 +49,10 @@ class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply that was taken in for a pair: what became of it, and where its message lies."""
+    """A reply that was taken in for a pair.
+
+    It says what became of the reply, and where its message lies.
+    """
 
     event_id: str
     outcome: str
@@ -59,7 +62,10 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """The dead letters of one reason and subject: how many, how many of them replayed, the times of the first and the last."""
+    """The dead letters of one reason and subject.
+
+    How many there are, how many of them were replayed, and the times of the first and the last.
+    """
 
     reason: str
     subject: str
@@ -104,9 +110,9 @@ class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of waiting flows with their positions: when they parked, and their number.
+    """A page of waiting flows with their positions.
 
-    `next`: as in `Page`.
+    A position is when the flow parked, and its number. `next`: as in `Page`.
     """
 
     rows: list[tuple[tuple[int, int], Flow]]
@@ -158,7 +164,10 @@ class AdminReads(Protocol):
         ...
 
     async def find_ids(self, part: str, limit: int) -> list[str]:
-        """List flow ids that begin with `part`, or end with it (among the newest `NEWEST`), at most `limit` of each."""
+        """List flow ids that begin or end with `part`, at most `limit` of each.
+
+        Ends are compared among the newest `NEWEST` only.
+        """
         ...
 
     async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterShown]:
@@ -166,14 +175,18 @@ class AdminReads(Protocol):
         ...
 
     async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
-        """List the pairs that a flow waits for or has waited for, the newest first, each once, of its last `limit` waits."""
+        """List the pairs that a flow waits for or has waited for, each once.
+
+        The newest come first. Only its last `limit` waits are looked at.
+        """
         ...
 
     async def held_replies(
         self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None, payloads: bool = True
     ) -> Page[HeldReply]:
-        """List held replies in the order they came, with their `payloads` or without; of a topic, a correlation id, or both. Unreadable
-        ones are left out.
+        """List held replies in the order they came, with their `payloads` or without.
+
+        They are of a topic, a correlation id, or both. Unreadable ones are left out.
         """
         ...
 
@@ -190,13 +203,19 @@ class AdminReads(Protocol):
         ...
 
     async def letter_groups(self, limit: int, before: Micros | None = None) -> list[DeadLetterGroup]:
-        """Count the dead letters, or those that died before a time, by reason and subject, at most `limit` groups."""
+        """Count the dead letters by reason and subject, at most `limit` groups.
+
+        `before`: only those that died before this time.
+        """
         ...
 
     async def letters(
         self, filters: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
     ) -> Page[LetterShown]:
-        """List dead letters without headers and body, oldest first, with numbers above `after` and not above `up_to`."""
+        """List dead letters without headers and body, oldest first.
+
+        Their numbers are above `after` and not above `up_to`.
+        """
         ...
 
     async def letter(self, number: int) -> LetterShown | None:
@@ -204,7 +223,10 @@ class AdminReads(Protocol):
         ...
 
     async def stored_letter(self, number: int) -> DeadLetter | None:
-        """Return a dead letter as it came, to the byte, with how often it was replayed; or None."""
+        """Return a dead letter as it came, to the byte, or None.
+
+        It has how often it was replayed.
+        """
         ...
 
     async def last_letter(self) -> int:
@@ -212,7 +234,10 @@ class AdminReads(Protocol):
         ...
 
     async def outgoing_of(self, flow_id: str) -> tuple[str, int, Micros] | None:
-        """Return subject, tries so far and next try of a request to a delegate that was not sent yet, or None."""
+        """Return a request to a delegate that was not sent yet, or None.
+
+        It is returned as its subject, the tries so far and the time of the next.
+        """
         ...
 
     async def interventions(self, *, limit: int, after: int | None = None) -> Page[InterventionShown]:

@@ -1,8 +1,8 @@
-"""The store port: what the worker needs of a database, with every promise written down.
+"""The store port: what the worker needs of a database, with every promise.
 
 The adapter is `store.sqlite`. PostgreSQL with several workers must fit as well, so nothing of SQLite shows here. Every transaction carries
-the epoch of the worker that writes: a worker that a newer one has fenced off cannot commit. Reads see committed rows only, and all that
-was committed before they began.
+the epoch of the worker that writes: a worker that a newer one has fenced off cannot commit. Reads see committed rows only, and all that was
+committed before they began.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nats_taskflow.units import Micros
 
 
 class ConstraintViolated(Exception):
-    """A constraint of the database refused the batch, and nothing of it was kept. Try its parts one by one."""
+    """A constraint refused the batch, and nothing was kept. Try its parts one by one."""
 
 
 class LostRace(ConstraintViolated):
@@ -42,12 +42,16 @@ class TooHeavy(Exception):
 
 
 class Transaction(Protocol):
-    """What a piece of work can do in the write transaction. It runs on the connection's own thread."""
+    """What a piece of work can do in the write transaction.
+
+    It runs on the connection's own thread. A method that returns an `int` returns how many it dealt with.
+    """
 
     def load(self, needs: Needs, now: Micros) -> Loaded:
-        """Load what is named, and what belongs to it: waiters' flows, held replies. Rows that cannot be read are named in the world.
+        """Load what is named, and what belongs to it: waiters' flows, held replies.
 
-        Raises `TooHeavy` as soon as states and stored outcomes weigh more than `needs.max_bytes`.
+        Rows that cannot be read are named in the world. Raises `TooHeavy` as soon as states and stored outcomes weigh more than
+        `needs.max_bytes`.
         """
         ...
 
@@ -59,32 +63,33 @@ class Transaction(Protocol):
         ...
 
     def expire_held(self, now: Micros, limit: int) -> int:
-        """Turn expired held replies into dead letters (`expired`), at most `limit`; returns how many (SEMANTICS R4)."""
+        """Turn at most `limit` expired held replies into dead letters (SEMANTICS R4)."""
         ...
 
     def prune_flows(self, older_than: Micros, limit: int) -> int:
-        """Delete flows that ended, and last changed, before `older_than`, with all their rows, at most `limit`. Returns how many.
+        """Delete flows that ended and last changed before `older_than`.
 
-        One with an event that is not published stays. Their ids stay known (`tombstones`).
+        Deletes at most `limit`, with all their rows. One with an event that is not published stays. Their ids stay known (`tombstones`).
         """
         ...
 
     def prune_tombstones(self, before: Micros, limit: int) -> int:
-        """Forget the ids of flows that were last changed before `before` and pruned since. Returns how many."""
+        """Forget the ids of pruned flows that were last changed before `before`."""
         ...
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
-        """Forget messages that their stream no longer keeps, and requests on `api` older than `before`. Returns how many."""
+        """Forget messages their stream keeps no more, and `api` requests before `before`."""
         ...
 
     def mark_published(self, outlet: str, n: int) -> None:
-        """Note that the broker has stored everything of the outlet (`events`, `dead_letters`) up to row `n`."""
+        """Note that the broker has the outlet (`events`, `dead_letters`) up to row `n`."""
         ...
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Return which messages of a source in (above, up_to], replies or others, have no outcome: they may have been begun.
+        """Return which messages of a source in (above, up_to] may have been begun.
 
-        Attempts that were noted while the source had another `born` are forgotten: they were of another stream's messages.
+        These have no outcome yet. `replies`: look at replies, or else at the others. Attempts that were noted while the source had another
+        `born` are forgotten: they were of another stream's messages.
         """
         ...
 
@@ -97,21 +102,22 @@ class Transaction(Protocol):
         ...
 
     def settle_outgoing(self, sent: Sequence[tuple[int, int, Micros]], later: Sequence[tuple[int, Micros]]) -> None:
-        """Forget the notices that were sent, keep the requests until their waits are over, and postpone the others to their times.
+        """Forget the notices that were sent, and postpone what was not sent.
 
-        `sent`: row, attempts so far, and when to send again a request that was refused meanwhile: that counts as one more attempt.
+        A request that was sent is kept until its wait is over. `sent`: row, attempts so far, and when to send again a request that was
+        refused meanwhile: that counts as one more attempt.
         """
         ...
 
     def release(self, flow_id: str) -> Flow | None:
-        """Let time and replies reach a flow again that was set aside. Returns it, None where it is not set aside.
+        """Let time and replies reach a flow again that was set aside.
 
-        Raises `Conflict` where its row still cannot be read.
+        Returns it, or None where it is not set aside. Raises `Conflict` where its row still cannot be read.
         """
         ...
 
     def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
-        """Note that a dead letter was published again. Returns whether there is such a letter."""
+        """Note that a dead letter was published again; False: there is no such letter."""
         ...
 
     def purge_letters(self, numbers: Sequence[int]) -> int:
@@ -129,8 +135,10 @@ Work = Callable[[Transaction], Result]
 
 
 class Reads(AdminReads, Protocol):
-    """What can be asked. Lists are keyset pages: at most `limit` rows after the position `after` (None: from the start), and no more than
-    weigh half a MiB and one row. To read all, go on until `next` is None.
+    """What can be asked of the store.
+
+    Lists are keyset pages: at most `limit` rows after the position `after` (None: from the start), and no more than weigh half a MiB and
+    one row. To read all, go on until `next` is None.
     """
 
     async def get(self, flow_id: str) -> Flow | None:
@@ -152,7 +160,7 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
-        """List journal entries, oldest first or newest first; their position is their `seq`."""
+        """List journal entries, oldest first, or `newest` first. Position: their `seq`."""
         ...
 
     async def outcome(self, scope: str, key: str) -> InboxRow | None:
@@ -160,12 +168,11 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
-        """List the flows due by `now`, at most `limit`, and count those that wait: all that a tick asks, in one statement.
+        """List the flows due by `now`, at most `limit`, and count those that wait.
 
-        Agents take turns: the earliest flow of each comes before the second of any.
-
-        `decided`: every reply that came until then is decided. A flow that became due later, and that a reply could still resume, is
-        held back. None: every reply is decided.
+        This is all that a tick asks, in one statement. Agents take turns: the earliest flow of each comes before the second of any.
+        `decided`: every reply that came until then is decided. A flow that became due later, and that a reply could still resume, is held
+        back. None: every reply is decided.
         """
         ...
 
@@ -178,17 +185,21 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def unpublished_events(self, after: int, limit: int) -> list[NumberedEvent]:
-        """List journal entries with numbers above `after`, in order: at most `limit`, and fewer where they weigh more than a page may."""
+        """List journal entries with numbers above `after`, in order.
+
+        Lists at most `limit`, and fewer where they weigh more than a page may.
+        """
         ...
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
-        """List dead letters with numbers above `after`, in order; bounded as `unpublished_events` is."""
+        """List dead letters above `after` in order, bounded as `unpublished_events` is."""
         ...
 
     async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
-        """List the messages to delegates that are due by `now`: agents take turns, each with its messages in the order of their commits.
+        """List the messages to delegates that are due by `now`.
 
-        At most `limit`, and fewer where they weigh more than a page may.
+        Agents take turns, each with its messages in the order of their commits. Lists at most `limit`, and fewer where they weigh more than
+        a page may.
         """
         ...
 
@@ -197,23 +208,26 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def was_restored(self) -> bool:
-        """Return whether this is a copy of a database whose worker has not caught up with the broker yet."""
+        """Return whether this is a copy that has not caught up with the broker yet."""
         ...
 
     async def is_taken(self, source: str, seq: int) -> bool:
-        """Return whether a message was taken in from this place of the stream, and is remembered."""
+        """Return whether a message from this place of the stream is remembered."""
         ...
 
     async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
-        """Return the highest sequence of the stream that a reply, or a command, was taken from, and is remembered; repeats do not count."""
+        """Return the highest sequence that a reply, or else a command, was taken from.
+
+        Only messages that are remembered count, and repeats do not.
+        """
         ...
 
     async def last_taken(self, source: str) -> int | None:
-        """Return the highest sequence of the stream `source` that has its outcome here; None where none has."""
+        """Return the highest sequence of the stream with an outcome here, or None."""
         ...
 
     async def first_not_taken(self, source: str, start: int) -> int:
-        """Return the lowest sequence of the stream, from `start` on, that has no outcome here."""
+        """Return the lowest sequence, from `start` on, that has no outcome here."""
         ...
 
     async def published(self, outlet: str) -> int:
@@ -221,11 +235,11 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def oldest_unpublished(self) -> Micros | None:
-        """Return when the oldest row was committed that is not known to be published, or None."""
+        """Return when the oldest row was committed that may not be published, or None."""
         ...
 
     async def room(self) -> Mapping[str, int]:
-        """Return the bytes of the database (`db`) and its log (`wal`), and how many are left on the disk (`free`), as far as known."""
+        """Return the bytes of `db` (database), `wal` (its log), `free` (disk), if known."""
         ...
 
     async def ping(self) -> None:
@@ -238,7 +252,7 @@ class Store(Reads, Protocol):
 
     @property
     def epoch(self) -> int:
-        """How many workers have opened the database so far. Written with every transaction."""
+        """How many workers have opened the database; written with every transaction."""
         ...
 
     @property
@@ -248,7 +262,7 @@ class Store(Reads, Protocol):
 
     @property
     def restored(self) -> bool:
-        """Whether the database is a copy, and has to catch up with what the broker has stored since."""
+        """Whether the database is a copy that has to catch up with the broker."""
         ...
 
     @property
@@ -263,15 +277,15 @@ class Store(Reads, Protocol):
 
     @property
     def queries(self) -> Reads:
-        """The reads for questions from outside: none of them delays the reads of the store itself, which timers and relays use."""
+        """The reads for questions from outside; they never delay the store's own reads."""
         ...
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Do the work in the write transaction, make it durable, and return what the work returns.
+        """Do the work in the write transaction, make it durable, and return its result.
 
         Nothing is kept where the work raises, or where this raises `ConstraintViolated`, `Unavailable`, or `StoreLocked` because a newer
-        worker has taken over. After `StoreBroken` nobody knows what is on disk: start again from there. A transaction that has begun is
-        not cancelled.
+        worker has taken over. After `StoreBroken` nobody knows what is on disk: start again from there. A transaction that has begun is not
+        cancelled.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The structs that go into the store and come out of it: messages taken in, batches to write, pages to read."""
+"""The structs of the store: messages taken in, batches to write, pages to read."""
 
 from __future__ import annotations
 
@@ -94,12 +94,11 @@ class Needs(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """What was loaded: the world to decide on, and the messages known by identity and by place.
+    """What was loaded: the world to decide on, and the messages already known.
 
-    `more_held`: pairs for which more replies are held than were loaded. `unseen`: pairs of which none was loaded. `more_watchers`: flows
-    that ended have more watchers than were loaded. `children_left`: how many more children a parent has.
-
-    A place may have had two messages: a stream that was deleted and created anew counts from 1 again.
+    Messages are known by identity and by place. A place may have had two messages: a stream that was deleted and created anew counts from 1
+    again. `more_held`: pairs for which more replies are held than were loaded. `unseen`: pairs of which none was loaded. `more_watchers`:
+    flows that ended have more watchers than were loaded. `children_left`: how many more children a parent has.
     """
 
     world: World
@@ -124,7 +123,10 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnfinishedEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a flow that its watchers, with `cascade` its children too, have not all been told of yet."""
+    """The end of a flow that has not reached all its watchers yet.
+
+    With `cascade`, it has not reached all its children either.
+    """
 
     flow_id: str
     cascade: bool
@@ -184,7 +186,10 @@ class Batch(msgspec.Struct, kw_only=True):
 
     @property
     def letters(self) -> Iterator[DeadLetter]:
-        """The dead letters of messages that came, and of held replies that their waits do not accept."""
+        """The dead letters of a batch.
+
+        They are of messages that came, and of held replies that their waits do not accept.
+        """
         yield from self.dead
         for _, letter, _ in self.spoiled:
             yield letter
@@ -208,9 +213,9 @@ class Batch(msgspec.Struct, kw_only=True):
 
 
 class NumberedEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal entry with its number in the whole journal and what its published form needs of the flow.
+    """A journal entry with its number, and what its published form needs of the flow.
 
-    `event` is None where the entry cannot be read.
+    The number is that in the whole journal. `event` is None where the entry cannot be read.
     """
 
     n: int
@@ -221,7 +226,10 @@ class NumberedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueOutgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to a delegate, its row, how often it was tried, and the part of its id that only the worker and the delegate know."""
+    """A message to a delegate, its row, and how often it was tried.
+
+    It has the part of its id that only the worker and the delegate know.
+    """
 
     n: int
     attempts: int
@@ -241,9 +249,10 @@ class DueFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tick asks for: how many flows wait, those that are due, and ends of flows to follow up.
+    """What a tick asks for.
 
-    Agents take turns, each with its earliest flow first. `held_back`: others are due, but a reply could still resume them.
+    How many flows wait, those that are due, and ends of flows to follow up. Agents take turns, each with its earliest flow first.
+    `held_back`: others are due, but a reply could still resume them.
     """
 
     waiting: int
@@ -259,7 +268,10 @@ Row = TypeVar("Row")
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
-    """Rows with their positions in the list; `next` is the position after which the next page goes on, None at the end."""
+    """Rows with their positions in the list.
+
+    `next` is the position after which the next page goes on, None at the end.
+    """
 
     rows: list[tuple[int, Row]]
     next: int | None

@@ -1,7 +1,8 @@
-"""Recognise a PubAck of JetStream: it arrives on the reply subject that the publisher chose, where a delegate's answer is expected.
+"""Recognise a PubAck of JetStream where a delegate's answer is expected.
 
-Good: `{"stream", "seq"}`, perhaps with `domain`, `duplicate`, `val`, `batch`, `count`. Bad: `{"error": {"code", "err_code",
-"description"}}`, often with the stream and the sequence 0. With any other field it is somebody's answer (SEMANTICS R0).
+It arrives on the reply subject that the publisher chose. Good: `{"stream", "seq"}`, perhaps with `domain`, `duplicate`, `val`, `batch`,
+`count`. Bad: `{"error": {"code", "err_code", "description"}}`, often with the stream and the sequence 0. With any other field it is
+somebody's answer (SEMANTICS R0).
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ def acknowledgement_in(value: Any) -> Acknowledgement | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a whole number; true and false are none."""
+    # For Python true and false are numbers too.
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,7 @@
-"""Shape what operators are answered: flows across owners, waits, held replies, figures. Times are RFC 3339 UTC."""
+"""The answers to operators: flows across owners, waits, held replies, figures.
+
+Times are RFC 3339 UTC.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class SetAsideFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowPageAcross(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `list`: flows, or with `set_aside` what is known of those that cannot be read."""
+    """The answer to `list`: flows of all owners.
+
+    With `set_aside`: what is known of those that cannot be read.
+    """
 
     flows: list[FlowShown]
     set_aside: list[SetAsideFlow] | UnsetType = UNSET
@@ -45,7 +51,10 @@ class IdsAnswer(AdminAnswer, frozen=True, kw_only=True):
 
 
 class WaitAcross(msgspec.Struct, frozen=True, kw_only=True):
-    """What one flow waits for: `since` it parked, `until` the next timer or deadline (null: only an event or a person ends it)."""
+    """What one flow waits for, and how long.
+
+    `since`: when it parked. `until`: the next timer or deadline (null: only an event or a person ends it).
+    """
 
     flow_id: str
     controller_id: str
@@ -89,7 +98,10 @@ class WaiterShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeldShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply that came before anybody waited for it. `number` names it to `match` and `expire`."""
+    """A reply that came before anybody waited for it.
+
+    `number` names it to `match` and `expire`.
+    """
 
     number: int
     topic: str
@@ -118,7 +130,10 @@ def show_held(number: int, held: HeldReply) -> HeldShown:
 
 
 class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `who`. `more`: there are more waiters, or more held replies, than were asked for."""
+    """The answer to `who`.
+
+    `more`: there are more waiters, or more held replies, than were asked for.
+    """
 
     waiters: list[WaiterShown]
     held: list[HeldShown]
@@ -127,7 +142,10 @@ class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One sentence of `why`. `kind`: `waits`, `near` (came near), `next` (what happens by itself), `state`. `fix` can be copied."""
+    """One sentence of `why`.
+
+    `kind`: `waits`, `near` (came near), `next` (what happens by itself), `state`. `fix` can be copied.
+    """
 
     kind: str
     text: str
@@ -166,7 +184,10 @@ class MostUsed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatsAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `stats`. `most`: by quota (`open_flows`, `state_bytes`), who takes most of it."""
+    """The answer to `stats`.
+
+    `most`: by quota (`open_flows`, `state_bytes`), who takes most of it.
+    """
 
     now: str
     version: str

@@ -16,12 +16,15 @@ from nats_taskflow.wire.envelope import open_request
 
 @cache
 def _decoder(shape: type[AdminRequest]) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of a type, made at its first use: two dozen of them would slow down every start, for rare requests."""
+    # Made at its first use: two dozen decoders would slow down every start, for rare requests.
     return msgspec.json.Decoder(shape)
 
 
 def read_operation(verb: str, body: bytes) -> AdminRequest:
-    """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
+    """Read an operator's request; an empty body asks with every default.
+
+    Raises the `FlowError` that refuses it.
+    """
     if verb not in OPERATIONS:
         hint = meant(verb, OPERATIONS) or f"; known are {', '.join(OPERATIONS)}"
         raise UnsupportedVerb(f"this worker has no operator verb {shown(verb)}{hint}", verb=verb[:64])
@@ -35,7 +38,10 @@ def read_operation(verb: str, body: bytes) -> AdminRequest:
 
 
 def _shape(verb: str, top: limits.TopLevel) -> type[AdminRequest]:
-    """Return the type of the body, by its `action`. Raises `InvalidRequest` for an action that the verb does not have."""
+    """Return the type of the body, by its `action`.
+
+    Raises `InvalidRequest` for an action that the verb does not have.
+    """
     shapes = OPERATIONS[verb]
     if "action" not in top or "" in shapes:
         return next(iter(shapes.values()))

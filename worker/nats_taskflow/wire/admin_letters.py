@@ -1,4 +1,4 @@
-"""Shape what operators are answered about dead letters. Times are RFC 3339 UTC."""
+"""The answers to operators about dead letters. Times are RFC 3339 UTC."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class GroupShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter. `text` is its body where that is UTF-8, else `base64`; both only in `show`."""
+    """A dead letter.
+
+    `text` is its body where that is UTF-8, else `base64`; both only in `show`.
+    """
 
     number: int
     reason: str
@@ -60,9 +63,10 @@ class Unreplayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LettersDone(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `replay` and `purge`: the letters it was done to (with `dry_run`: would be), and those it failed on.
+    """The answer to `dlq` `replay` and `purge`: the letters it was done to.
 
-    `up_to`: the newest letter there was when the first request came; say it again with `cursor`.
+    With `dry_run`: those it would be done to. It names those it failed on, too. `up_to`: the newest letter there was when the first request
+    came; send it again with `cursor`.
     """
 
     done: list[int]

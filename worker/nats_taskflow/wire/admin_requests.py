@@ -1,7 +1,8 @@
-"""Type the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
+"""The body of every operator verb, as a type (CONTRACT 6).
 
-`held` and `dlq` have several actions, and the field `action` says which. A request that changes something needs an `operator` (the journal
-shows `operator:<name>`) and a `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
+The subject is `taskflow.admin.<verb>`. Unknown fields are refused by name. `held` and `dlq` have several actions, and the field `action`
+says which. A request that changes something needs an `operator` (the journal shows `operator:<name>`) and a `reason`. NATS permissions
+decide who may ask at all; the name is what the operator says.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class AdminRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class PagedAdminRequest(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A list, page by page: `cursor` is the `next_cursor` of the page before. A page may be short and still have a next one."""
+    """A list, page by page: `cursor` is the `next_cursor` of the page before.
+
+    A page may be short and still have a next one.
+    """
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
@@ -58,7 +62,10 @@ class Intervention(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class List(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """List flows of all owners, newest first, filtered as `list_mine` is. `older_than`: last changed before; `set_aside`: only those."""
+    """List flows of all owners, newest first, filtered as `list_mine` is.
+
+    `older_than`: last changed before; `set_aside`: only those.
+    """
 
     status: FlowStatus | None = None
     controller: Name | None = None
@@ -99,7 +106,10 @@ class AdminSteps(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class AdminWaits(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Show who waits for what, the longest-waiting first. `older_than`: for longer; `due_within`: time acts on them by then."""
+    """Show who waits for what, the longest-waiting first.
+
+    `older_than`: for longer; `due_within`: time acts on them by then.
+    """
 
     controller: Name | None = None
     owner: Name | None = None
@@ -112,7 +122,10 @@ class AdminWaits(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Who(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Show who waits for a topic, or for one correlation id on it, and which replies are held for it."""
+    """Show who waits for a topic, and which replies are held for it.
+
+    With a correlation id: only those of that id.
+    """
 
     topic: Key
     correlation_id: Key | None = None
@@ -134,7 +147,7 @@ class HeldList(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class HeldMatch(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Give a held reply to a flow as if it had come for it; `leaf` says which part of a combined wait."""
+    """Give a held reply to a flow, at its part `leaf`, as if it had come for it."""
 
     action: Literal["match"]
     number: Number
@@ -151,7 +164,7 @@ class HeldExpire(Intervention, frozen=True, kw_only=True, omit_defaults=True, fo
 
 
 class AdminResume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Resume a waiting flow whatever it waits for; with `leaf` answer only that manual leaf."""
+    """Resume a flow whatever it waits for; `leaf`: answer only that manual leaf."""
 
     flow_id: FlowId
     patch: Object | None = None
@@ -160,7 +173,7 @@ class AdminResume(Intervention, frozen=True, kw_only=True, omit_defaults=True, f
 
 
 class AdminCancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Cancel a flow `now`, its children with it unless `cascade` is false, or `request` that it winds down."""
+    """Cancel a flow `now`, with `cascade` its children too, or `request` its end."""
 
     flow_id: FlowId
     mode: Literal["now", "request"] = "now"
@@ -182,7 +195,7 @@ class Release(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbi
 
 
 class LettersList(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Count dead letters by reason and subject (`grouped`), or list them, oldest first."""
+    """List dead letters, oldest first; `grouped`: count them by reason and subject."""
 
     action: Literal["list"] = "list"
     grouped: bool = True
@@ -200,10 +213,11 @@ class LettersShow(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, f
 
 
 class DeadLetterIntervention(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """An intervention on dead letters: those of `numbers`, or of a reason, a subject, an age; `all` where none is given.
+    """An intervention on dead letters.
 
-    At most `limit` in one request; `cursor` goes on, up to letter `up_to` (the first answer says it): what was replayed and died again
-    is a new letter, and a loop over all would never end. `dry_run` only says which.
+    It is done to those of `numbers`, or of a reason, a subject, an age. Without any of these, `all` has to be set. At most `limit` in one
+    request. `cursor` goes on, up to letter `up_to` (the first answer says it): what was replayed and died again is a new letter, and a
+    loop over all would never end. `dry_run` only says which.
     """
 
     numbers: Annotated[list[Number], Meta(max_length=MAX_LETTERS)] | None = None
@@ -218,9 +232,9 @@ class DeadLetterIntervention(Intervention, frozen=True, kw_only=True, omit_defau
 
 
 class LettersReplay(DeadLetterIntervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Publish dead letters again where they came from, each under a new id: publish, confirm, then mark. `rate`: at most per second.
+    """Publish dead letters again where they came from, each under a new id.
 
-    `again`: also those that were replayed before.
+    Each is published, confirmed, then marked. `rate`: at most per second. `again`: also those that were replayed before.
     """
 
     action: Literal["replay"]
@@ -229,7 +243,10 @@ class LettersReplay(DeadLetterIntervention, frozen=True, kw_only=True, omit_defa
 
 
 class LettersPurge(DeadLetterIntervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Forget dead letters in the database; what the stream keeps of them stays. `replayed`: only those that were replayed."""
+    """Forget dead letters in the database; what the stream keeps of them stays.
+
+    `replayed`: only those that were replayed.
+    """
 
     action: Literal["purge"]
     replayed: bool = False
@@ -240,14 +257,17 @@ class Stats(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class Prune(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Delete flows that ended longer ago than `older_than`, at most `limit`, never one whose events are not published."""
+    """Delete flows that ended longer ago than `older_than`, at most `limit`.
+
+    A flow whose events are not all published is never deleted.
+    """
 
     older_than: Key
     limit: Limit = MAX_LIMIT
 
 
 class Backup(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Copy the database, whole and checked, to a new file beside it, on the worker's machine."""
+    """Copy the database, whole and checked, to a new file beside it."""
 
 
 class OperatorLog(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

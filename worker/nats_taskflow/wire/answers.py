@@ -1,4 +1,7 @@
-"""Shape what the worker answers: flows, steps, journal entries and waits as clients see them (CONTRACT 3). Times are RFC 3339 UTC."""
+"""The worker's answers: flows, steps, entries and waits as clients see them.
+
+See CONTRACT 3. Times are RFC 3339 UTC.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from nats_taskflow.units import rfc3339
 
 
 class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow as clients see it (CONTRACT 3). `state_omitted`: the broker could not carry the answer with the state in it, or it is
-    an old one that is told again, and what it had is too far back in the journal.
+    """A flow as clients see it (CONTRACT 3).
+
+    `state_omitted`: the state is left out. Either the broker could not carry the answer with it, or this is an old answer that is given
+    again, and its state is too far back in the journal.
     """
 
     id: str
@@ -51,7 +56,10 @@ class StepShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One journal entry. `payload_omitted`: the broker could not carry the answer with the payload in it."""
+    """One journal entry.
+
+    `payload_omitted`: the broker could not carry the answer with the payload in it.
+    """
 
     seq: int
     revision: int
@@ -64,9 +72,10 @@ class EventShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitShown(msgspec.Struct, frozen=True, kw_only=True):
-    """What one flow waits for: `since` it parked, `until` the next timer or deadline (null: only an event or a person ends it).
+    """What one flow waits for, and how long.
 
-    `progress` holds what satisfied leaves of a composite wait so far, by leaf index.
+    `since`: when it parked. `until`: the next timer or deadline (null: only an event or a person ends it). `progress` holds what satisfied
+    leaves of a composite wait so far, by leaf index.
     """
 
     flow_id: str
@@ -80,7 +89,10 @@ class WaitShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorShown(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an operation was refused: `code` for programs, `message` for people, `details` for both."""
+    """Why an operation was refused.
+
+    `code` is for programs, `message` for people, `details` for both.
+    """
 
     code: str
     message: str
@@ -88,8 +100,10 @@ class ErrorShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CancelledChildren(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are cancelled with their parent: how many were in the same transaction, at least how many are going to be (those whose
-    parent is cancelled by now, not what is below them), and the first 100 by id.
+    """Which flows are cancelled with their parent.
+
+    How many were in the same transaction; at least how many are going to be (those whose parent is cancelled by now, not what is below
+    them); and the first 100 by id.
     """
 
     done: int
@@ -216,7 +230,10 @@ def show_event(event: FlowEvent) -> EventShown:
 
 
 def show_wait(flow: Flow) -> WaitShown:
-    """Return what a waiting flow waits for as clients see it; a condition that cannot be read is shown without its end (R13)."""
+    """Return what a waiting flow waits for as clients see it.
+
+    A condition that cannot be read is shown without its end (R13).
+    """
     condition = from_value(flow.wait_json)
     due = due_times(condition, flow.progress or {}) if condition is not None else []
     return WaitShown(

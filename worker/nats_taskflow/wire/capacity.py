@@ -1,4 +1,7 @@
-"""Derive bounds from the broker's `max_payload`: nothing may come into being that could not be sent."""
+"""Derive bounds from the broker's `max_payload`.
+
+Nothing may come into being that could not be sent.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,27 @@ _PAGE = 512 * 1024
 
 
 def lower(policy: Policy, max_payload: int) -> Policy:
-    """Return the policy with its bounds lowered to what an event or a request to a delegate can carry."""
+    """Return the policy with lower bounds, where the broker carries less.
+
+    They are what an event or a request to a delegate can carry.
+    """
     room = max_payload - AROUND
     return msgspec.structs.replace(policy, max_event_bytes=room, max_state_bytes=min(policy.max_state_bytes, room))
 
 
 def page_bytes(max_payload: int) -> int:
-    """Return how much a page of an answer may weigh, so that one more item of the largest size still fits."""
+    """Return how many bytes a page of an answer may have.
+
+    One more item of the largest size still fits.
+    """
     return min(_PAGE, max_payload // 2)
 
 
 def remark(max_payload: int) -> str:
-    """Return a sentence about what a small `max_payload` lowers; empty where it lowers nothing."""
+    """Write a sentence about what a small `max_payload` lowers.
+
+    It is empty where nothing is lowered.
+    """
     if max_payload >= WHOLE:
         return ""
     room = max_payload - AROUND

@@ -1,7 +1,8 @@
-"""Read requests: bytes and headers → `Inbound`, `Unusable` or a `Query` (CONTRACT 2). Nothing here raises for bad input.
+"""Read requests: bytes and headers → `Inbound`, `Unusable` or a `Query`.
 
-The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`) or body `command_id`, equal if both are there. Its
-digest is that of the typed request without the id: every form, and any spelling of the same JSON, is one command (SEMANTICS 6).
+See CONTRACT 2. Nothing here raises for bad input. The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`)
+or body `command_id`, equal if both are there. Its digest is that of the typed request without the id: every form, and any spelling of the
+same JSON, is one command (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class Query(msgspec.Struct, frozen=True):
 def read_command(
     agent: str, verb: str, body: bytes, headers: Headers, mint: Mint, *, require_id: bool, subjects: Subjects = _PLAIN
 ) -> Inbound | Unusable:
-    """Read a command that came on the subject of `agent` and `verb`. Never raises for bad input.
+    """Read a command that came on the subject of `agent` and `verb`.
 
-    `require_id`: a message from a stream needs an id, or its redelivery would be a second command. A request on `api` gets one.
+    Never raises for bad input. `require_id`: a message from a stream needs an id, or its redelivery would be a second command. A request on
+    `api` gets one.
     """
     opened: Opened | None = None
     request: Request | None = None
@@ -70,13 +72,19 @@ def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
 
 
 def refuse_stray(subject: str) -> Unusable:
-    """Refuse a message whose subject names no agent and verb, because a token is not `[A-Za-z0-9_-]{1,63}`."""
+    """Refuse a message whose subject names no agent and verb.
+
+    A token of the subject is not `[A-Za-z0-9_-]{1,63}`.
+    """
     error = InvalidRequest(f"the subject {shown(subject)} names no agent and verb of 1 to 63 characters A-Z a-z 0-9 _ -", path="")
     return Unusable(reason_of(error), error)
 
 
 def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
-    """Decode the body as the verb's type. Raises `InvalidRequest` (or one of its kinds) naming the field."""
+    """Decode the body as the verb's type.
+
+    Raises `InvalidRequest` (or one of its kinds) naming the field.
+    """
     try:
         request: Request = _DECODERS[verb].decode(opened.body)
     except (ValueError, RecursionError) as failure:
@@ -85,13 +93,16 @@ def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
 
 
 def _header_id(agent: str, headers: Headers) -> str | None:
-    """Return the id in the header. The agent's name may stand before it, because the broker drops a repeated id of anybody."""
+    # The agent's name may stand before the id, because the broker drops a repeated id of anybody.
     value = find(headers, MSG_ID)
     return value.removeprefix(f"{agent}/") if value is not None else None
 
 
 def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
-    """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ."""
+    """Return the command id.
+
+    Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ.
+    """
     header_id = _header_id(agent, headers)
     if header_id is None:
         if request.command_id is not None:
@@ -110,7 +121,10 @@ def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, r
 
 
 def _identity_of_bad(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
-    """Return the identity of a bad message that has a valid command id. The header's comes first: the stream knows the message by it."""
+    """Return the identity of a bad message that has a valid command id.
+
+    The header's id comes first: the stream knows the message by it.
+    """
     command_id = _header_id(agent, headers)
     if command_id is None and (opened is not None or verb not in COMMANDS):  # what could not be opened still cannot be
         command_id = _body_id(body, opened)
@@ -130,16 +144,16 @@ def _body_id(body: bytes, opened: Opened | None) -> str | None:
 
 
 def _digest(verb: str, request: Request) -> bytes:
-    """Return the digest of what the request asks for, without its id.
-
-    Defaults are left out even where the caller wrote them: a field that a later version adds must not turn a repeat into another command.
-    """
+    # Defaults are left out even where the caller wrote them: a field that a later version adds must not turn a repeat into another command.
     fields = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
     return digest(verb.encode(), _CANONICAL.encode(fields))
 
 
 def _defaults(shape: type[Request]) -> tuple[tuple[str, Any], ...]:
-    """List a type's fields but the id, each with its default (NODEFAULT, which equals nothing, where there is none)."""
+    """List a type's fields but the id, each with its default.
+
+    Where there is no default it is NODEFAULT, which equals nothing.
+    """
     return tuple(
         (field.encode_name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
         for field in msgspec.structs.fields(shape)

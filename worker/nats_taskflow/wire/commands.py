@@ -1,4 +1,7 @@
-"""Turn a typed request into a stimulus of the flow, and refuse `delegate` targets and headers that a caller may not choose."""
+"""Turn a typed request into a stimulus of the flow.
+
+Refuses `delegate` targets and headers that a caller may not choose.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _SENDER = "from"  # a delegate that knows nothing of us may take it for the name
 
 
 def build_delegation(request: wire.DelegateCommand, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
-    """Build the `delegate` command. Raises `InvalidRequest` for a target or header that the caller may not choose (confused deputy)."""
+    """Build the `delegate` command.
+
+    Raises `InvalidRequest` for a target or header that the caller may not choose (confused deputy).
+    """
     for name, subject in (("to", request.to), ("cancel_to", request.cancel_to)):
         if subject is not None:
             _check_target(name, subject, origin.subjects)
@@ -54,14 +60,17 @@ def build_delegation(request: wire.DelegateCommand, caller: flow.Caller, origin:
 
 
 def is_taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
-    """Return whether the worker would take for a reply what it publishes there itself. What a binding's `where` leaves out is none."""
+    """Return whether the worker would take its own message there for a reply.
+
+    A message that a binding's `where` leaves out is none.
+    """
     if not any(covers(binding.subject, subject) for binding in bindings.configured):
         return False
     return not isinstance(bindings.read(subject, headers, body, stream="", seq=0, arrived_us=0), Ignored)
 
 
 def _check_target(name: str, subject: str, subjects: Subjects) -> None:
-    """Refuse a subject to which the worker may publish and its callers may not: it must not do it for them."""
+    # To these subjects the worker may publish and its callers may not: it must not do it for them.
     if subject.startswith((*_GUARDED, f"{subjects.prefix}.")) or subject == subjects.prefix:
         raise InvalidRequest(f"{name}: {subject} is reserved; name the subject of a delegate", path=f"/{name}")
 
@@ -84,7 +93,10 @@ def owner_of(agent: str, session_id: str) -> str:
 
 
 def build(request: wire.Request, origin: Origin) -> flow.Stimulus:
-    """Return the stimulus that a request asks for. Raises `InvalidRequest` for fields that exclude each other."""
+    """Return the stimulus that a request asks for.
+
+    Raises `InvalidRequest` for fields that exclude each other.
+    """
     agent = origin.agent
     caller = flow.Caller(actor=f"agent:{agent}", owner=owner_of(agent, request.session_id), cause=origin.command_id, trace=origin.trace)
     command: flow.Stimulus = _BUILD[type(request)](request, caller, origin)
@@ -119,7 +131,7 @@ def _run(request: wire.Run, caller: flow.Caller, _origin: Origin) -> flow.Stimul
 
 
 def _advance(request: wire.Advance, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
-    """Merge and name the step."""
+    """Merge a patch, and name the step."""
     return flow.AdvanceFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -130,7 +142,7 @@ def _advance(request: wire.Advance, caller: flow.Caller, _origin: Origin) -> flo
 
 
 def _wait(request: wire.Wait, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
-    """Park."""
+    """Park the flow on a wait condition."""
     return flow.ParkFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -173,7 +185,7 @@ def _cancel(request: wire.Cancel, caller: flow.Caller, _origin: Origin) -> flow.
 
 
 def _observe(request: wire.Observe, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
-    """Record a run."""
+    """Record what is known of one run."""
     return flow.ObserveStep(
         flow_id=request.flow_id.lower(),
         caller=caller,

@@ -25,7 +25,10 @@ _ALPHABET = re.compile(r"\A[A-Za-z0-9_-]{1,1024}\Z")
 
 
 def first_that_fit(items: Iterable[Item], budget: int) -> list[Item]:
-    """Return the first items that together weigh at most `budget` bytes; at least one, if there is one: progress must be possible."""
+    """Return the first items that together weigh at most `budget` bytes.
+
+    Returns at least one, if there is one: progress must be possible.
+    """
     kept: list[Item] = []
     weight = 0
     for item in items:
@@ -39,9 +42,10 @@ def first_that_fit(items: Iterable[Item], budget: int) -> list[Item]:
 def cut_page(
     rows: Sequence[tuple[int | tuple[int, int], Item]], following: int | tuple[int, int] | None, budget: int
 ) -> tuple[list[Item], str | None]:
-    """Return the first items that fit into a page, and the cursor of the next page, None where there is none.
+    """Return the items that fit into a page, and the cursor of the next page.
 
-    `rows`: each item after its position. `following`: the position after which the list goes on once all of them are shown.
+    The cursor is None where there is no next page. `rows`: each item after its position. `following`: the position after which the list
+    goes on once all of them are shown.
     """
     kept = first_that_fit((item for _, item in rows), budget)
     place = following if len(kept) == len(rows) else rows[len(kept) - 1][0]
@@ -54,7 +58,10 @@ def write_cursor(position: Position | tuple[int, int]) -> str:
 
 
 def read_cursor(cursor: str) -> Position:
-    """Return the position of a cursor. Raises `InvalidRequest` for one that this worker did not write."""
+    """Return the position of a cursor.
+
+    Raises `InvalidRequest` for one that this worker did not write.
+    """
     written = cursor if _ALPHABET.match(cursor) else ""
     try:
         position: Position = _DECODER.decode(urlsafe_b64decode(written + "=" * (-len(written) % 4)))
@@ -64,7 +71,10 @@ def read_cursor(cursor: str) -> Position:
 
 
 def read_number(cursor: str | None, start: int = 0) -> int:
-    """Return the whole number in a cursor (`start` without one). Raises `InvalidRequest` for any other cursor."""
+    """Return the whole number in a cursor; without a cursor, `start`.
+
+    Raises `InvalidRequest` for any other cursor.
+    """
     position = start if cursor is None else read_cursor(cursor)
     if not isinstance(position, int) or not -(2**63) <= position < 2**63:
         raise InvalidRequest("cursor must be the next_cursor of the page before", path="/cursor")
@@ -72,7 +82,10 @@ def read_number(cursor: str | None, start: int = 0) -> int:
 
 
 def read_pair(cursor: str | None) -> tuple[int, int] | None:
-    """Return the two whole numbers a cursor stands for (None without one). Raises `InvalidRequest` for any other cursor."""
+    """Return the two whole numbers in a cursor; without a cursor, None.
+
+    Raises `InvalidRequest` for any other cursor.
+    """
     match None if cursor is None else read_cursor(cursor):
         case None:
             return None
@@ -83,7 +96,10 @@ def read_pair(cursor: str | None) -> tuple[int, int] | None:
 
 
 def read_text(cursor: str | None) -> str | None:
-    """Return the text in a cursor (None without one). Raises `InvalidRequest` for any other cursor."""
+    """Return the text in a cursor; without a cursor, None.
+
+    Raises `InvalidRequest` for any other cursor.
+    """
     position = None if cursor is None else read_cursor(cursor)
     if position is not None and not isinstance(position, str):
         raise InvalidRequest("cursor must be the next_cursor of the page before", path="/cursor")

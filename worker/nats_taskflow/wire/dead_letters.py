@@ -1,4 +1,7 @@
-"""Encode a dead letter: a message that could not be used, with all that it takes to understand and replay it (CONTRACT 1)."""
+"""Encode a dead letter: a message that could not be used.
+
+It has all that it takes to understand and replay the message (CONTRACT 1).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ _SPARE = 256  # bytes for `Taskflow-Truncated` and for what a broker adds
 
 
 class DeadLetterMessage(Protocol):
-    """A message that could not be used, as it came (the store's `DeadLetter`). `n` is that of its row: a repeat has the same id."""
+    """A message that could not be used, as it came (the store's `DeadLetter`).
+
+    `n` is the number of its row: published again, it has the same id.
+    """
 
     @property
     def n(self) -> int:
@@ -75,10 +81,11 @@ class DeadLetterMessage(Protocol):
 
 
 def dead_letter_message(letter: DeadLetterMessage, subjects: Subjects, *, max_bytes: int) -> EventMessage:
-    """Return the message that publishes a dead letter: the raw body, and headers that say what is known of it.
+    """Return the message that publishes a dead letter.
 
-    Headers and body together stay below `max_bytes`, the broker's max_payload: over it the client closes for good. Where something is cut,
-    `Taskflow-Truncated: true` says so; the digest is always that of the whole body.
+    It has the raw body, and headers that say what is known of it. Headers and body together stay below `max_bytes`, the broker's
+    max_payload: over it the client closes for good. Where something is cut, `Taskflow-Truncated: true` says so; the digest is always that
+    of the whole body.
     """
     origin, cut = _headers_text(letter.headers, min(MAX_HEADERS, max_bytes // 4))
     headers = {
@@ -100,13 +107,19 @@ def dead_letter_message(letter: DeadLetterMessage, subjects: Subjects, *, max_by
 
 
 def read_headers(text: str) -> dict[str, str]:
-    """Return the original headers that `Taskflow-Headers` holds. Raises `ValueError` when it holds none."""
+    """Return the original headers that `Taskflow-Headers` holds.
+
+    Raises `ValueError` when it holds none.
+    """
     headers: dict[str, str] = msgspec.json.decode(text, type=dict[str, str])
     return headers
 
 
 def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
-    """Return headers as one line of ASCII JSON, without those at the end that do not fit, and whether anything was left out."""
+    """Write headers as one line of ASCII JSON; return it, and whether it was cut.
+
+    Headers at the end that do not fit are left out.
+    """
     fitting: dict[str, str] = {}
     length = 2
     for name, value in headers.items():

@@ -1,4 +1,7 @@
-"""Check which agents' flows may ask a delegate (SEMANTICS 5). Without any entry in the settings, all may ask everywhere."""
+"""Check which agents' flows may ask a delegate (SEMANTICS 5).
+
+Without any entry in the settings, all may ask everywhere.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from nats_taskflow.wire.subjects import covers, is_pattern
 
 
 class DelegateOwners(msgspec.Struct, frozen=True):
-    """A subject, or a pattern of subjects, on which delegates are asked, and the `owners` whose flows may ask there: agents, or `*`."""
+    """A subject, or a pattern of subjects, on which delegates are asked.
+
+    `owners`: the agents whose flows may ask there, or `*`.
+    """
 
     subject: str
     owners: tuple[str, ...] = ("*",)
@@ -26,13 +32,19 @@ def check_delegate(delegate: DelegateOwners) -> None:
 
 
 class Delegates:
-    """The owners of all delegates. Where several entries cover a subject, the owners of each may ask there."""
+    """The owners of all delegates.
+
+    Where several entries cover a subject, the owners of each may ask there.
+    """
 
     def __init__(self, entries: Sequence[DelegateOwners]) -> None:
         self._entries = tuple(entries)
 
     def refusal(self, subject: str, agent: str | None) -> Forbidden | None:
-        """Return the refusal where the agent's flows may not ask on the subject, or None. `agent` None: in-process, trusted with any."""
+        """Return the refusal where the agent's flows may not ask on the subject.
+
+        Otherwise None. An `agent` of None is in-process, and trusted with any subject.
+        """
         if not self._entries or agent is None:
             return None
         if any(covers(entry.subject, subject) and ("*" in entry.owners or agent in entry.owners) for entry in self._entries):

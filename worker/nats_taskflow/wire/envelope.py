@@ -1,8 +1,8 @@
-"""Take off the reference system's bus envelope: `{id, timestamp, topic, source, session_id, payload}` (CONTRACT 5).
+"""Take off the reference system's bus envelope (CONTRACT 5).
 
-An object is an envelope if it has exactly these keys (`session_id` may be missing): no message of ours or of a delegate is taken for one.
-Its topic, source and session are not believed: the subject is the identity. A byte order mark before the body, which .NET and PowerShell
-write, is taken off as well (RFC 8259, 8.1).
+It is `{id, timestamp, topic, source, session_id, payload}`. An object is an envelope if it has exactly these keys (`session_id` may be
+missing): no message of ours or of a delegate is taken for one. Its topic, source and session are not believed: the subject is the identity.
+A byte order mark before the body, which .NET and PowerShell write, is taken off as well (RFC 8259, 8.1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def is_envelope(keys: _Keys) -> bool:
 
 
 def open_request(body: bytes) -> Opened:
-    """Check a body against the limits, and take its envelope off. Raises as `limits.decode_any` does."""
+    """Check a body against the limits, and take its envelope off.
+
+    Raises as `limits.decode_any` does.
+    """
     body = body.removeprefix(BOM_UTF8)
     top = limits.check(body)
     if not is_envelope(top):
@@ -47,7 +50,10 @@ def open_request(body: bytes) -> Opened:
 
 
 def open_value(body: bytes) -> tuple[Any, str | None]:
-    """Return the JSON value of a body without its envelope, and the envelope's id. Raises as `limits.decode_any` does."""
+    """Return the JSON value of a body without its envelope, and the envelope's id.
+
+    Raises as `limits.decode_any` does.
+    """
     body = body.removeprefix(BOM_UTF8)
     value = limits.decode_any(body)
     if not isinstance(value, dict):

@@ -32,7 +32,7 @@ class EventMessage(NamedTuple):
 
 
 class EventData(msgspec.Struct, frozen=True, kw_only=True):
-    """The event's data: where the flow stands after the change, and the journal payload that brought it there."""
+    """The event's data: the flow after the change, and the journal entry's payload."""
 
     kind: EventKind
     revision: int
@@ -45,7 +45,10 @@ class EventData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """The event. `sequence` and the correlation attributes are documented CloudEvents extensions; absent ones are left out."""
+    """The event.
+
+    `sequence` and the correlation attributes are documented CloudEvents extensions; absent ones are left out.
+    """
 
     specversion: str = "1.0"
     id: str
@@ -66,10 +69,11 @@ def event_id(event: FlowEvent) -> str:
 
 
 def is_same_event(stored: bytes, body: bytes) -> bool:
-    """Return whether two events with one id are the same: of one kind, and, as the first of a flow, of one cause.
+    """Return whether two events with one id are the same.
 
-    A restored database decides again what it does not know, later than the first time, and a race may end differently then. A flow under
-    the id of a pruned one begins for another cause; its other events wait behind the first.
+    They are if they are of one kind and, as the first of a flow, of one cause. A restored database decides again what it does not know,
+    later than the first time, and a race may end differently then. A flow under the id of a pruned one begins for another cause; its other
+    events wait behind the first.
     """
     try:
         return stored == body or _IDENTITY.decode(stored) == _IDENTITY.decode(body)

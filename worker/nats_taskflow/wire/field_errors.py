@@ -1,4 +1,7 @@
-"""Turn a decoder's error into one clear sentence and a pointer to the field (CONTRACT 3, `invalid_request`)."""
+"""Turn a decoder's error into one clear sentence and a pointer to the field.
+
+See CONTRACT 3, `invalid_request`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ def refusal(
     shape: type[msgspec.Struct],
     expected: Mapping[str, str] = EXPECTED,
 ) -> FlowError:
-    """Return the refusal of a body that does not fit the verb's type. `expected`: what its fields take, in words."""
+    """Return the refusal of a body that does not fit the verb's type.
+
+    `expected`: what its fields take, in words.
+    """
     if not isinstance(failure, msgspec.ValidationError):
         return limits.explain(body, failure)
     text = str(failure)
@@ -40,7 +46,6 @@ def refusal(
 
 
 def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
-    """Refuse a field that the verb does not have, with the one that was probably meant."""
     return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=json_pointer.spell(name[:64]))
 
 

@@ -1,4 +1,7 @@
-"""Name every header, look one up whatever its case, check what it carries, and make any text fit into one."""
+"""The headers: their names, their look-up, and the checks of their values.
+
+Names are found whatever their case, and any text can be made to fit into a header.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 def find(headers: Headers, name: str) -> str | None:
-    """Return the header's value, or None. The exact spelling wins; clients and proxies differ in case."""
+    """Return the header's value, or None.
+
+    The exact spelling wins; clients and proxies differ in case.
+    """
     value = headers.get(name)
     if value is not None or not headers:
         return value
@@ -66,7 +72,10 @@ def find(headers: Headers, name: str) -> str | None:
 
 
 def trace_of(headers: Headers) -> str | None:
-    """Return the traceparent, or None where it is none (W3C Trace Context, level 1): a bad one harms nobody but its sender."""
+    """Return the traceparent, or None where it is none.
+
+    See W3C Trace Context, level 1. A bad one harms nobody but its sender.
+    """
     value = find(headers, TRACEPARENT)
     return value if value is not None and len(value) == 55 and _TRACEPARENT.match(value) else None  # noqa: PLR2004 - its length
 
@@ -81,19 +90,28 @@ def inbox_of(headers: Headers) -> str | None:
 
 
 def hops_of(headers: Headers) -> int:
-    """Return how many delegations led here; a delegate passes it on from the request that it serves. A bad value counts as 0."""
+    """Return how many delegations led here; a bad value counts as 0.
+
+    A delegate passes the header on from the request that it serves.
+    """
     value = find(headers, HOPS) or ""
     return int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0  # noqa: PLR2004 - four digits
 
 
 def one_line(text: str, limit: int = 256) -> str:
-    """Return text as a header value: one line without control characters, at most `limit` characters."""
+    """Return text as a header value: one line, at most `limit` characters.
+
+    Control characters go.
+    """
     clean = _UNPRINTABLE.sub(" ", text).strip()
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def weight(headers: Headers) -> int:
-    """Return the bytes of the headers on the wire (NATS/1.0 block), which count towards `max_payload`."""
+    """Return the bytes of the headers on the wire (NATS/1.0 block).
+
+    They count towards `max_payload`.
+    """
     total = 12 if headers else 0
     for name, value in headers.items():
         plain = name.isascii() and value.isascii()  # nearly always: nothing has to be encoded to be counted

@@ -1,4 +1,7 @@
-"""What reading a message returns: a stimulus (`Inbound`), a refusal (`Unusable`) or nothing (`Ignored`), and whose message it is."""
+"""What reading a message returns, and whose message it is.
+
+It returns a stimulus (`Inbound`), a refusal (`Unusable`) or nothing (`Ignored`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ COMMAND_ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What makes two messages the same: one key per scope; the digest tells a repeat from a conflict (SEMANTICS R5 and 6)."""
+    """What makes two messages the same: one key per scope.
+
+    The digest tells a repeat from a conflict (SEMANTICS R5 and 6).
+    """
 
     scope: str
     key: str
@@ -25,7 +31,10 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Inbound(msgspec.Struct, frozen=True):
-    """A message that can be decided. `verb` names it for logs and metrics; `reply_to` is the inbox that wants the outcome."""
+    """A message that can be decided.
+
+    `verb` names it for logs and metrics; `reply_to` is the inbox that wants the outcome.
+    """
 
     stimulus: Stimulus
     identity: Identity
@@ -34,10 +43,10 @@ class Inbound(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """A message that nothing can be done with. `reason`: the token of its dead letter's subject.
+    """A message that nothing can be done with.
 
-    `identity` is set where the message has a valid command id: the refusal can be looked up under it. `decoded`: it could be read, and
-    only what it asks for is wrong.
+    `reason`: the token of its dead letter's subject. `identity` is set where the message has a valid command id: the refusal can be looked
+    up under it. `decoded`: it could be read, and only what it asks for is wrong.
     """
 
     reason: str
@@ -48,14 +57,17 @@ class Unusable(msgspec.Struct, frozen=True):
 
 
 def refuse(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
-    """Turn a message that could be decided into a refused one, under the same identity."""
+    """Refuse a message that could be decoded, under the same identity."""
     if isinstance(verdict, Unusable):
         return verdict
     return Unusable(reason_of(error), error, verdict.identity, verdict.reply_to, decoded=True)
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A message that is no reply. `why`: a sentence for people. `refused`: it says that a request of ours was not stored."""
+    """A message that is no reply.
+
+    `why`: a sentence for people. `refused`: it says that a request of ours was not stored.
+    """
 
     why: str
     refused: RequestNotStored | None = None
@@ -76,29 +88,41 @@ REASONS = (*(reason for _, reason in _REASONS), "no_correlation")
 
 
 def reason_of(error: FlowError) -> str:
-    """Return the reason of the dead letter for an error of reading."""
+    """Return the dead letter's reason for a message that could not be read."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), error.code)
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return the 16-byte digest of the parts, NUL between them (JSON has no raw NUL, and verbs and ids neither)."""
+    """Return the 16-byte digest of the parts, with NUL between them.
+
+    JSON has no raw NUL, and verbs and ids neither.
+    """
     return blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
 def command_scope(agent: str) -> str:
-    """Name the key space of an agent's command ids, which `cmd` and `api` share (CONTRACT 3)."""
+    """Name the key space of an agent's command ids.
+
+    `cmd` and `api` share it (CONTRACT 3).
+    """
     return f"cmd:{agent}"
 
 
 class Mint(Protocol):
-    """Makes ids that have to be unguessable or unique. Randomness comes in this way: reading stays pure."""
+    """Makes ids that have to be unguessable or unique.
+
+    Randomness comes in this way: reading stays pure.
+    """
 
     def flow_id(self) -> str:
         """Return a new UUIDv7 as canonical text; also used for step ids."""
         ...
 
     def nonce(self) -> str:
-        """Return at least 128 random bits in the text form of a UUID: the correlation id where the caller gives none (SEMANTICS R3)."""
+        """Return at least 128 random bits in the text form of a UUID.
+
+        It is the correlation id where the caller gives none (SEMANTICS R3).
+        """
         ...
 
     def command_id(self) -> str:

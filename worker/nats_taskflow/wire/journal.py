@@ -1,6 +1,6 @@
-"""Types of the payload of each kind of journal entry, as events and histories publish it.
+"""The payload of each kind of journal entry, as events and histories publish it.
 
-Only the schemas are made from these; the payloads themselves stay plain objects on their way.
+Only the schemas are made from these types; the payloads themselves stay plain objects on their way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from nats_taskflow.flow.lifecycle import EventKind, FlowStepStatus
 
 
 class CreatedPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """What the flow was created with. `hops`: how many flows lie between it and the first of its line."""
+    """What the flow was created with.
+
+    `hops`: how many flows lie between it and the first of its line.
+    """
 
     controller_id: str
     goal: str
@@ -32,14 +35,20 @@ class StartedPayload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateUpdatedPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """What was merged into the state, top-level keys over the old ones, and the step where one was named."""
+    """What was merged into the state, and the step where one was named.
+
+    Its top-level keys went over the old ones.
+    """
 
     patch: Any
     current_step: str | UnsetType = UNSET
 
 
 class WaitingPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """What the flow waits for, as the worker understood it: times in UTC, durations as times, correlation ids filled in."""
+    """What the flow waits for, as the worker understood it.
+
+    Times are in UTC, durations became times, correlation ids are filled in.
+    """
 
     wait: dict[str, Any]
 
@@ -52,9 +61,10 @@ class ReplyPair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitProgressedPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part of a combined wait came true, and with what: `leaf` is its number, or `node:<number>` for a part that timed out.
+    """Which part of a combined wait came true, and with what.
 
-    `reason` and `matched` are there where an operator gave it a reply that had come for something else.
+    `leaf` is its number, or `node:<number>` for a part that timed out. `reason` and `matched` are there where an operator gave it a reply
+    that had come for something else.
     """
 
     leaf: str
@@ -64,7 +74,10 @@ class WaitProgressedPayload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResumedPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended the wait, and what was merged into the state. `reason`, `matched`: as an operator said it."""
+    """What ended the wait, and what was merged into the state.
+
+    `reason`, `matched`: as an operator said it.
+    """
 
     cause: Literal["event", "timer", "timeout", "manual"]
     patch: Any | UnsetType = UNSET
@@ -92,7 +105,10 @@ class CancelRequestedPayload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CancelledPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """Why it was called off, where somebody said so. `cascade` is false where its children were left alone."""
+    """Why it was called off, where somebody said so.
+
+    `cascade` is false where its children were left alone.
+    """
 
     reason: str | None
     cascade: bool | UnsetType = UNSET

@@ -13,7 +13,10 @@ _INDEX = re.compile(r"\A(?:0|[1-9][0-9]{0,8})\Z")
 
 
 def parse(pointer: str) -> Tokens:
-    """Return the reference tokens of a pointer; empty text is the whole document. Raises `ValueError` with a sentence."""
+    """Return the reference tokens of a pointer.
+
+    Empty text is the whole document. Raises `ValueError` with a sentence.
+    """
     if not _POINTER.match(pointer):
         raise ValueError(f"{pointer!r} is no JSON pointer (RFC 6901); write one like /result/id, with ~1 for / and ~0 for ~")
     return tuple(token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:])

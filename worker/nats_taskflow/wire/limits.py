@@ -1,7 +1,7 @@
-"""Hold a body against the limits: size before decoding, then depth, keys and duplicates (CONTRACT 2).
+"""Hold a body against the limits of CONTRACT 2.
 
-The decoder stops at the first error and is fast. Why a body is not JSON is read off the bytes where it stopped: no body is parsed again to
-be refused, or refusing would cost more than accepting.
+The size is checked before decoding, then depth, keys and duplicates. The decoder stops at the first error and is fast. Why a body is not
+JSON is read off the bytes where it stopped: no body is parsed again to be refused, or refusing would cost more than accepting.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _BLANKS = re.compile(rb"[ \t\n\r]*")
 
 
 class Malformed(InvalidRequest):
-    """The bytes are no message: not JSON, or JSON that cannot be represented, or no object where one is needed."""
+    """The bytes are no message.
+
+    They are not JSON, or JSON that cannot be represented, or no object where one is needed.
+    """
 
 
 class NotJson(Malformed):
@@ -45,7 +48,10 @@ class NotJson(Malformed):
 
 
 def decode_any(body: bytes) -> Any:
-    """Return the JSON value within the limits. Raises `TooLarge`, `TooDeep`, `NotJson`, `Malformed` or `InvalidRequest`."""
+    """Return the JSON value within the limits.
+
+    Raises `TooLarge`, `TooDeep`, `NotJson`, `Malformed` or `InvalidRequest`.
+    """
     check_size(body)
     try:
         value = _ANY.decode(body)
@@ -57,7 +63,10 @@ def decode_any(body: bytes) -> Any:
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object within the limits, without duplicate keys at its top level. Raises as `decode_any` does."""
+    """Return the JSON object within the limits.
+
+    A key that is twice at its top level is refused. Raises as `decode_any` does.
+    """
     value = decode_any(body)
     if not isinstance(value, dict):
         raise Malformed("the body must be a JSON object", path="")
@@ -66,9 +75,10 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 
 def check(body: bytes) -> TopLevel:
-    """Hold the body against every limit and return its top level undecoded, for a typed decoder to read. Raises as `decode_any` does.
+    """Hold the body against every limit, and return its top level undecoded.
 
-    Values are looked into only where the body is big enough to break a limit; bad UTF-8 in them shows when they are decoded.
+    A typed decoder reads it from there. Raises as `decode_any` does. Values are looked into only where the body is big enough to break a
+    limit; bad UTF-8 in them shows when they are decoded.
     """
     check_size(body)
     if _may_break_a_limit(body):
@@ -93,7 +103,10 @@ def check_headers(headers: Headers) -> None:
 
 
 def top_level(body: bytes) -> TopLevel:
-    """Return the undecoded fields of a JSON object. Raises `Malformed` for anything else, `InvalidRequest` for a key given twice."""
+    """Return the undecoded fields of a JSON object.
+
+    Raises `Malformed` for anything else, `InvalidRequest` for a key given twice.
+    """
     try:
         top = _TOP.decode(body)
     except (ValueError, RecursionError) as failure:
@@ -105,7 +118,10 @@ def top_level(body: bytes) -> TopLevel:
 
 
 def _has_each_key_once(body: bytes, top: TopLevel) -> bool:
-    """Return whether every key is there once, by a cheap look. False only means that a closer look is needed."""
+    """Return whether every key is there once, by a cheap look.
+
+    False only means that a closer look is needed.
+    """
     if len(top) > _FEW_KEYS or b"\\" in body:
         return False
     for key in top:  # noqa: SIM110  # runs for every message, and a generator costs more than what it does here
@@ -133,12 +149,15 @@ def _refuse_duplicates(body: bytes, top: TopLevel) -> None:
 
 
 def _may_break_a_limit(body: bytes) -> bool:
-    """Return whether the body could break a limit; most are too small."""
+    # Most bodies are too small to break a limit.
     return len(body) > MAX_KEY_LENGTH or body.count(b"{") + body.count(b"[") > MAX_DEPTH
 
 
 def _measure(value: Any) -> None:
-    """Walk the value level by level. Raises `TooDeep`, or `InvalidRequest` for too many or too long keys."""
+    """Walk the value level by level.
+
+    Raises `TooDeep`, or `InvalidRequest` for too many or too long keys.
+    """
     depth = keys = 0
     level = [value]
     while containers := [part for part in level if isinstance(part, dict | list)]:
@@ -176,7 +195,10 @@ def explain(body: bytes, failure: Exception) -> FlowError:
 
 
 def _diagnose(body: bytes, text: str) -> FlowError:
-    """Name the usual mistakes, for which the decoder has other words, by the bytes where it stopped."""
+    """Name the usual mistakes, by the bytes where the decoder stopped.
+
+    The decoder has other words for them.
+    """
     position = _PLACE.search(text)
     at = int(position[1]) if position is not None else len(body)
     constant = _CONSTANT.match(body, max(at - 1, 0)) or _CONSTANT.match(body, at)
@@ -190,6 +212,9 @@ def _diagnose(body: bytes, text: str) -> FlowError:
 
 
 def place(text: str) -> str:
-    """Return the place in a msgspec message (… - at `$.patch[...]`) as a JSON pointer, as far as the message names it."""
+    """Return the place in a msgspec message as a JSON pointer.
+
+    The message ends in `… - at `$.patch[...]``; the pointer goes as far as it names the place.
+    """
     trail = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
     return json_pointer.spell(*(token for token in trail.replace("[", ".").replace("]", "").split(".") if token))

@@ -1,6 +1,7 @@
-"""Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
+"""Encode answers: outcomes of commands, answers to queries, headers of errors.
 
-A repeat of a command gets the bytes of its first answer. They are stored, or, where they are large, what they can be made of (SEMANTICS 6).
+See CONTRACT 3. A repeat of a command gets the bytes of its first answer. They are stored, or, where they are large, what they can be made
+of (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progresse
 
 
 def fit(answer: bytes, limit: int) -> bytes:
-    """Return an answer, without states and payloads where it is over the limit: what has happened must not look like an error."""
+    """Encode an answer, over the limit without its states and payloads.
+
+    What has happened must not look like an error.
+    """
     if len(answer) <= limit:
         return answer
     document = msgspec.json.decode(answer)
@@ -73,7 +77,10 @@ _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
 def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
-    """Encode the outcome of a command that took effect for storage: whole, or light, without its heavy parts."""
+    """Encode the outcome of a command that took effect for storage.
+
+    It is whole, or light: without its heavy parts.
+    """
     whole = encode_applied(flow, step, cancelled_children=cancelled_children)
     if len(whole) <= KEPT_BYTES:
         return whole
@@ -101,7 +108,10 @@ _OMITTED = b'"state_omitted":true}'
 
 
 def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
-    """Encode a light outcome with its whole flow and observed run: the bytes that `encode_applied` made of them."""
+    """Encode a light outcome with its whole flow and observed run.
+
+    These are the bytes that `encode_applied` made of them.
+    """
     step_shown = shapes.show_step(step) if step is not None else UNSET
     return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=step_shown, state_omitted=UNSET))
 
@@ -138,7 +148,10 @@ def encode_status(flow: Flow) -> bytes:
 
 
 def error_in(result: bytes) -> FlowError | None:
-    """Return the error in a stored outcome, or None where it is a success: of a repeat there is nothing but the bytes."""
+    """Return the error in a stored outcome, or None where it is a success.
+
+    Of a repeat there is nothing but the bytes.
+    """
     if not result.startswith(b'{"ok":false,"error":'):
         return None
     error = _REFUSED.decode(result).error
@@ -146,12 +159,18 @@ def error_in(result: bytes) -> FlowError | None:
 
 
 def error_headers(error: FlowError) -> dict[str, str]:
-    """Return the micro service headers of an error (ADR-32): one line of text, and the HTTP-like code."""
+    """Return the micro service headers of an error (ADR-32).
+
+    They are one line of text, and the HTTP-like code.
+    """
     return {SERVICE_ERROR: one_line(f"{error.code}: {error.message}"), SERVICE_ERROR_CODE: str(error.http)}
 
 
 def encode_flows(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `list_mine`: the first flows that fit. `following`: see `cut_page`."""
+    """Encode the answer to `list_mine`: the first flows that fit.
+
+    `following`: see `cut_page`.
+    """
     kept, cursor = cut_page([(n, shapes.show_flow(flow)) for n, flow in flows], following, budget)
     return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=cursor))
 
@@ -174,6 +193,9 @@ def encode_step(step: FlowStep) -> bytes:
 
 
 def encode_events(events: Sequence[tuple[int, FlowEvent]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `history`, in the order given: the first entries that fit; their position is their `seq`."""
+    """Encode the answer to `history`: the first entries that fit, in the order given.
+
+    Their position is their `seq`.
+    """
     kept, cursor = cut_page([(seq, shapes.show_event(event)) for seq, event in events], following, budget)
     return _ENCODER.encode(shapes.EventPage(events=kept, next_cursor=cursor))

@@ -1,4 +1,7 @@
-"""Read replies: subject, headers and bytes → a `Reply` for its (topic, correlation id), as the subject's binding says (CONTRACT 5)."""
+"""Read replies as the binding of their subject says (CONTRACT 5).
+
+Subject, headers and bytes become a `Reply` for its (topic, correlation id).
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,10 @@ _MOST_NAMED = 10
 
 
 class ReplyBindings:
-    """Every subject that carries replies: the configured ones, `<prefix>.reply.*.*` and `<prefix>.resume`.
+    """Every subject that carries replies.
 
-    Raises `ValueError` naming binding and key when the bindings cannot work, alone or together.
+    These are the configured ones, `<prefix>.reply.*.*` and `<prefix>.resume`. Raises `ValueError` naming binding and key when the bindings
+    cannot work, alone or together.
     """
 
     def __init__(
@@ -59,7 +63,10 @@ class ReplyBindings:
         self._built_in = _parse(Binding(f"{subjects.reply_topic('*')}.*", correlation="subject", payload=None))
 
     def topics(self, stream: str | None = None) -> tuple[str, ...]:
-        """Return the configured subjects to consume from `stream`; None: from the worker's own."""
+        """Return the configured subjects to consume from `stream`.
+
+        None: from the worker's own.
+        """
         return tuple(b.subject for b in self.configured if (b.stream or None) == stream)
 
     def streams(self) -> tuple[str, ...]:
@@ -67,7 +74,10 @@ class ReplyBindings:
         return tuple(dict.fromkeys(b.stream for b in self.configured if b.stream))
 
     def refusal(self, topic: str, agent: str | None) -> FlowError | None:
-        """Return the refusal where the agent may not wait on the topic, or None (SEMANTICS 3, R3). `agent` None: in-process, trusted."""
+        """Return the refusal where the agent may not wait on the topic, or None.
+
+        See SEMANTICS 3, R3. An `agent` of None is in-process, and trusted.
+        """
         owners = self._owners(topic)
         if owners is None:
             return TopicNotBound(f"no reply binding covers the topic: a reply on it could never arrive; {self._remedy(agent)}", topic=topic)
@@ -76,13 +86,16 @@ class ReplyBindings:
         return Forbidden(f"agent {agent} may not wait on this topic", topic=topic)
 
     def _remedy(self, agent: str | None) -> str:
-        """Return a sentence: what to wait on instead, of the topics that the agent may know, and where a topic is added."""
+        # It names only topics that the agent may know.
         bound = [b.topic for b in self.configured if agent is None or agent in b.owners or "*" in b.owners][:_MOST_NAMED]
         own = self._subjects.reply_topic(agent if agent is not None else "<agent>")
         return f"wait on {', '.join([*bound, own])}, or have it added to the worker's subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
 
     def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
-        """Return the subject on which an answer reaches the topic, or the refusal of a correlation id that cannot be part of it."""
+        """Return the subject on which an answer reaches the topic.
+
+        Refuses a correlation id that cannot be part of the subject.
+        """
         built_in = self._subjects.parse_reply(f"{topic}.x") is not None
         if not built_in and not any(b.correlation == "subject" and covers(b.topic, topic) for b in self.configured):
             return topic
@@ -101,14 +114,20 @@ class ReplyBindings:
         return next((b.owners for b in self.configured if covers(b.topic, topic)), None)
 
     def _tenant(self, topic: str) -> str:
-        """Return the tenant whose quota a held reply on the topic counts against. Topics that nothing covers share one."""
+        """Return the tenant whose quota a held reply on the topic counts against.
+
+        Topics that nothing covers share one.
+        """
         own = self._subjects.parse_reply(f"{topic}.x")
         if own is not None:
             return f"agent:{own[0]}"
         return next((b.subject for b in self.configured if covers(b.topic, topic)), "")
 
     def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
-        """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
+        """Read what arrived on a reply subject.
+
+        Never raises for bad input. `stream` and `seq` name a message without an id.
+        """
         try:
             limits.check_headers(headers)
             message = open_reply(subject, headers, body)
@@ -141,7 +160,10 @@ class ReplyBindings:
         return None
 
     def _covering(self, subject: str) -> tuple[_BindingRules, str]:
-        """Return the binding that covers a subject, and the topic. Raises `TopicNotBound` where none does, or no longer."""
+        """Return the binding that covers a subject, and the topic.
+
+        Raises `TopicNotBound` where none does, or no longer.
+        """
         rules = self._literal.get(subject)
         if rules is None and self._subjects.parse_reply(subject) is not None:
             rules = self._built_in
@@ -153,7 +175,10 @@ class ReplyBindings:
         return rules, subject.rpartition(".")[0] if rules.kind == "subject" else subject
 
     def _correlation(self, message: OpenedReply, rules: _BindingRules) -> Any:
-        """Return the correlation id from where the binding says it is. Raises `NoCorrelation`."""
+        """Return the correlation id from where the binding says it is.
+
+        Raises `NoCorrelation`.
+        """
         correlation_id: Any = None
         match rules.kind:
             case "subject":
@@ -185,7 +210,10 @@ def _parse(binding: Binding) -> _BindingRules:
 
 
 def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
-    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are ignored."""
+    """Read the reference system's resume message.
+
+    It is `{flow_id, topic, correlation_id, payload}`; other fields are ignored.
+    """
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
     flow_id = message.field("flow_id")
@@ -199,7 +227,10 @@ def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[
 def _inbound(
     verb: str, message: OpenedReply, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
 ) -> Inbound:
-    """Build the stimulus and its identity. Ids have no control characters, so newlines separate them without ambiguity."""
+    """Build the stimulus and its identity.
+
+    Ids have no control characters, so newlines separate them without ambiguity.
+    """
     topic, correlation_id = pair
     event_id = event_id_of(message, name)
     key = f"{topic}\n{correlation_id}\n{event_id}"
@@ -219,7 +250,10 @@ def _inbound(
 
 
 def _payload(message: OpenedReply, rules: _BindingRules, *, whole: bool) -> Any:
-    """Return the payload for the flow. Raises `InvalidRequest` where the binding's pointer finds nothing."""
+    """Return the payload for the flow.
+
+    Raises `InvalidRequest` where the binding's pointer finds nothing.
+    """
     code = find(message.headers, SERVICE_ERROR_CODE)
     if code is not None:
         return {"error": {"code": encodable(code), "message": encodable(find(message.headers, SERVICE_ERROR) or "")}}
@@ -236,5 +270,5 @@ def _payload(message: OpenedReply, rules: _BindingRules, *, whole: bool) -> Any:
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Compare as JSON does: true is not 1, but 1 is 1.0."""
+    # As in JSON: true is not 1, but 1 is 1.0.
     return isinstance(value, bool) == isinstance(expected, bool) and bool(value == expected)

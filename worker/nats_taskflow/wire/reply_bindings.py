@@ -1,4 +1,7 @@
-"""Describe which subjects carry replies, and check that the description can work (CONTRACT 5)."""
+"""Describe which subjects carry replies, and check that the description can work.
+
+See CONTRACT 5.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class Binding(msgspec.Struct, frozen=True):
 
     @property
     def topic(self) -> str:
-        """What flows wait on: the subject; its last token is the correlation id where `correlation` is `subject`."""
+        """What flows wait on: the subject, perhaps without its last token.
+
+        That token is the correlation id where `correlation` is `subject`.
+        """
         return self.subject.removesuffix(".*") if self.correlation == "subject" else self.subject
 
 
@@ -64,9 +70,10 @@ def check_owners(owners: Sequence[str]) -> None:
 
 
 def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
-    """Check all bindings, alone and together. Raises `ValueError` naming the binding and the key.
+    """Check all bindings, alone and together.
 
-    Two that overlap are refused: which of them would read a reply, and who may wait on it, must not depend on their order.
+    Raises `ValueError` naming the binding and the key. Two that overlap are refused: which of them would read a reply, and who may wait on
+    it, must not depend on their order.
     """
     checked = tuple(bindings)
     for at, binding in enumerate(checked):

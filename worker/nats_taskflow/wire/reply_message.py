@@ -1,4 +1,7 @@
-"""Open a message on a reply subject: its body without the envelope, and its ids (CONTRACT 5)."""
+"""Open a message on a reply subject: its body without the envelope, and its ids.
+
+See CONTRACT 5.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: a fast path
 
 
 class OpenedReply(msgspec.Struct):
-    """A reply while it is read. `value`: the body without its envelope; UNSET where it is not JSON."""
+    """A reply while it is read.
+
+    `value`: the body without its envelope; UNSET where it is not JSON.
+    """
 
     subject: str
     headers: Headers
@@ -34,7 +40,10 @@ class OpenedReply(msgspec.Struct):
 
 
 def open_reply(subject: str, headers: Headers, body: bytes) -> OpenedReply:
-    """Decode the body, and take its envelope off. The bytes of a bare responder need not be JSON. Raises as `limits.decode_any` does."""
+    """Decode the body, and take its envelope off.
+
+    The bytes of a bare responder need not be JSON. Raises as `limits.decode_any` does.
+    """
     try:
         value, envelope_id = open_value(body)
     except limits.NotJson as flaw:
@@ -43,7 +52,10 @@ def open_reply(subject: str, headers: Headers, body: bytes) -> OpenedReply:
 
 
 def event_id_of(message: OpenedReply, name: str) -> str:
-    """Return the id by which a repeat is recognised (SEMANTICS R5); `name` without any. Raises `InvalidRequest` for a bad one."""
+    """Return the id by which a repeat is recognised (SEMANTICS R5).
+
+    It is `name` where there is none. Raises `InvalidRequest` for a bad one.
+    """
     event_id = find(message.headers, MSG_ID)
     if event_id is None:
         event_id = message.field("event_id")
@@ -71,7 +83,10 @@ def flow_named_by(message: OpenedReply) -> str | None:
 
 
 def check_id(value: Any, name: str) -> str:
-    """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
+    """Return the id.
+
+    Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1).
+    """
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))
     if _FINE_ID.match(value):
@@ -83,5 +98,8 @@ def check_id(value: Any, name: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return header text without lone surrogates: clients decode stray bytes of a header to them, and UTF-8 has none."""
+    """Return header text without lone surrogates.
+
+    Clients decode stray bytes of a header to them, and UTF-8 has none.
+    """
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,4 +1,6 @@
-"""Type the body of every verb (CONTRACT 2). Unknown fields are refused by name.
+"""The body of every verb, as a type (CONTRACT 2).
+
+Unknown fields are refused by name.
 
 An optional field without a default takes `null` as absent; a field with a default does not. Free text may hold anything but NUL. A text
 that is matched, or shown as a name, may hold no control characters. Ids keep their bytes: nothing is trimmed.
@@ -37,7 +39,10 @@ WaitKind = Literal["timer", "external_event", "manual", "flow", "any_of", "all_o
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What every request may carry. The owner is `agent:<agent of the subject>:session:<session_id>`."""
+    """What every request may carry.
+
+    The owner is `agent:<agent of the subject>:session:<session_id>`.
+    """
 
     command_id: CommandId | None = None
     session_id: SessionId = "main"
@@ -52,7 +57,10 @@ class OfFlow(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
 
 
 class Start(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Create a flow and run it; with `hold` it stays `created`. `mirrored` marks a flow whose runs happen elsewhere."""
+    """Create a flow and run it; with `hold` it stays `created`.
+
+    `mirrored` marks a flow whose runs happen elsewhere.
+    """
 
     controller_id: Name
     goal: Text
@@ -77,7 +85,10 @@ class Advance(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
 
 
 class Wait(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Park the flow on a wait condition (SEMANTICS 3), which is checked where the flow is parked."""
+    """Park the flow on a wait condition (SEMANTICS 3).
+
+    The condition is checked where the flow is parked.
+    """
 
     wait_condition: Object
 
@@ -98,7 +109,10 @@ class DelegateCommand(OfFlow, frozen=True, kw_only=True, omit_defaults=True, for
 
 
 class Resume(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Resume a waiting flow whatever it waits for; with `leaf` (number or name) answer only that manual leaf of a composite wait."""
+    """Resume a waiting flow whatever it waits for.
+
+    With `leaf` (number or name): answer only that manual leaf of a composite wait.
+    """
 
     patch: Object | None = None
     reason: Text | None = None
@@ -118,7 +132,10 @@ class Fail(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
 
 
 class Cancel(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Cancel the flow `now`, and its children with it unless `cascade` is false, or `request` that it winds down."""
+    """Cancel the flow `now`, or `request` that it winds down.
+
+    `now` cancels its children with it, unless `cascade` is false.
+    """
 
     reason: Text | None = None
     mode: Literal["now", "request"] = "now"
@@ -140,17 +157,21 @@ class Status(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 class Paged(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A query that answers page by page: `cursor` is the `next_cursor` of the page before."""
+    """A query that answers page by page.
+
+    `cursor` is the `next_cursor` of the page before.
+    """
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
 
 
 class ListMine(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """List the flows of this agent and session, newest first; with a filter a page may be short and still have a next one.
+    """List the flows of this agent and session, newest first.
 
-    `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal's text in any case. `topic`, `correlation_id`: what a
-    flow waits for. `since`, `until`: when it last changed, an RFC 3339 time or a duration ago (`1h`).
+    With a filter a page may be short and still have a next one. `controller` may have `*` for any text (`kate/*`), `goal` is a part of the
+    goal's text in any case. `topic`, `correlation_id`: what a flow waits for. `since`, `until`: when it last changed, an RFC 3339 time or a
+    duration ago (`1h`).
     """
 
     status: FlowStatus | None = None
@@ -189,7 +210,10 @@ class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
 
 
 class Why(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Explain one flow in sentences: what it waits for, what came near, what happens next."""
+    """Explain one flow in sentences.
+
+    They tell what it waits for, what came near, and what happens next.
+    """
 
 
 class OutcomeQuery(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

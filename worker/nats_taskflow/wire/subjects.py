@@ -1,7 +1,7 @@
-"""Format and parse the worker's subjects, and match NATS subject patterns (CONTRACT 1).
+"""Format and parse the worker's subjects, and match NATS subject patterns.
 
-A token that names an agent, verb or reason is `[A-Za-z0-9_-]{1,63}`. The agent in the subject is the caller's identity: NATS permissions
-decide who may publish there.
+See CONTRACT 1. A token that names an agent, verb or reason is `[A-Za-z0-9_-]{1,63}`. The agent in the subject is the caller's identity:
+NATS permissions decide who may publish there.
 """
 
 from __future__ import annotations
@@ -44,11 +44,17 @@ class Subjects:
         return f"{self._reply}{agent}"
 
     def reply(self, agent: str, correlation_id: str) -> str:
-        """Return the subject a delegate publishes to. The correlation id has to be a token (`is_token`)."""
+        """Return the subject a delegate publishes to.
+
+        The correlation id has to be a token (`is_token`).
+        """
         return f"{self._reply}{agent}.{correlation_id}"
 
     def event(self, agent: str | None, flow_id: str, kind: str) -> str:
-        """Return the subject of a published event; `_` stands for an owner that is no agent."""
+        """Return the subject of a published event.
+
+        `_` stands for an owner that is no agent.
+        """
         return f"{self.prefix}.evt.{agent if agent and is_token(agent) else '_'}.{flow_id}.{kind}"
 
     def dead_letter(self, reason: str) -> str:
@@ -64,7 +70,10 @@ class Subjects:
         return _two_tokens(subject, self._api)
 
     def asker(self, subject: str) -> str:
-        """Return the agent whose turn a request takes, however odd its name or the verb; empty for operators."""
+        """Return the agent whose turn a request takes; empty for operators.
+
+        It is returned however odd its name or the verb is.
+        """
         return subject[len(self._api) :].partition(".")[0] if subject.startswith(self._api) else ""
 
     def parse_admin(self, subject: str) -> str | None:
@@ -73,7 +82,7 @@ class Subjects:
         return verb if subject.startswith(self._admin) and is_token(verb) else None
 
     def parse_reply(self, subject: str) -> tuple[str, str] | None:
-        """Return (agent, correlation id) of a built-in reply subject, or None when it is not one.
+        """Return (agent, correlation id) of a built-in reply subject; None for others.
 
         The correlation id is whatever token was published: it is matched byte for byte, and refused later when it is no id.
         """
@@ -83,7 +92,7 @@ class Subjects:
         return agent, correlation_id
 
     def parse_event(self, subject: str) -> tuple[str, str, str] | None:
-        """Return (agent or `_`, flow id, kind) of an event's subject, or None when it is not one."""
+        """Return (agent or `_`, flow id, kind) of an event's subject; None for others."""
         tokens = subject.removeprefix(f"{self.prefix}.evt.").split(".")
         if not subject.startswith(f"{self.prefix}.evt.") or len(tokens) != 3 or not all(map(is_token, tokens)):  # noqa: PLR2004 - three
             return None
@@ -95,7 +104,10 @@ class Subjects:
         return reason if subject.startswith(f"{self.prefix}.dlq.") and is_token(reason) else None
 
     def inbound(self, reply_topics: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return the subjects that `TASKFLOW_IN` captures. Token counts are fixed: nothing under the prefix is captured by accident."""
+        """Return the subjects that `TASKFLOW_IN` captures.
+
+        Token counts are fixed: nothing under the prefix is captured by accident.
+        """
         return (*self.commands(), *self.replies(reply_topics))
 
     def commands(self) -> tuple[str, ...]:
@@ -116,24 +128,36 @@ class Subjects:
 
 
 def is_token(text: str) -> bool:
-    """Return whether `text` may stand for an agent, verb, reason or correlation id in a subject."""
+    """Return whether `text` may be a token of a subject.
+
+    Agents, verbs, reasons and correlation ids stand there as such tokens.
+    """
     return _TOKEN.match(text) is not None
 
 
 def is_literal(subject: str) -> bool:
-    """Return whether `subject` can be published to: no empty tokens, wildcards, blanks or control characters."""
+    """Return whether `subject` can be published to.
+
+    It has no empty tokens, wildcards, blanks or control characters.
+    """
     return len(subject) <= MAX_SUBJECT and _LITERAL.match(subject) is not None
 
 
 def is_pattern(subject: str) -> bool:
-    """Return whether `subject` can be subscribed to: literal tokens, `*`, and `>` in the last place."""
+    """Return whether `subject` can be subscribed to.
+
+    It has literal tokens, `*`, and `>` in the last place.
+    """
     tokens = subject.split(".")
     last = tokens.pop() if tokens[-1] in {"*", ">"} else tokens[-1]
     return len(subject) <= MAX_SUBJECT and all(t == "*" or _LITERAL_TOKEN.match(t) for t in tokens) and bool(last)
 
 
 def covers(pattern: str, subject: str) -> bool:
-    """Return whether `pattern` takes everything `subject` stands for; `subject` may be a pattern itself."""
+    """Return whether `pattern` takes everything `subject` stands for.
+
+    `subject` may be a pattern itself.
+    """
     parts = subject.split(".")
     tokens = pattern.split(".")
     for at, part in enumerate(tokens):

@@ -1,9 +1,9 @@
-"""What always holds, as functions that yield what does not. Tests, fault runs and `taskflow db check` run them (RELIABILITY 2).
+"""What always holds, as functions that yield what does not.
 
-`table` lists every invariant with its checks. `checking.violations` runs them over the `evidence`: a snapshot of the database and, where
-there is one, a `ledger` of what was published; `findings` sums up the result. The other modules are the checks: `published` compares the
-streams, all others look at the database. They read the SQLite adapter's tables by its own `rows`, so the room lies above the adapter, and
-only the command line and the test kit import it. Begin with `table`.
+Tests, fault runs and `taskflow db check` run them (RELIABILITY 2). `table` lists every invariant with its checks. `checking.violations`
+runs them over the `evidence`: a snapshot of the database and, where there is one, a `ledger` of what was published; `findings` sums up the
+result. The other modules are the checks: `published` compares the streams, all others look at the database. They read the SQLite adapter's
+tables by its own `rows`, so the room lies above the adapter, and only the command line and the test kit import it. Begin with `table`.
 """
 
 from __future__ import annotations

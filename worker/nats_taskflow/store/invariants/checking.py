@@ -63,9 +63,9 @@ def _walk(by_flow: list[tuple[str, CheckOfFlow | CheckOfEachStream]], evidence: 
 
 
 def _readable(violated: Iterator[Violation]) -> Iterator[Violation]:
-    """Yield violations.
+    """Yield a check's violations.
 
-    Pages that cannot be read are one themselves, and stop no other check.
+    Where pages cannot be read, that is a violation itself. It stops no other check.
     """
     try:
         yield from violated

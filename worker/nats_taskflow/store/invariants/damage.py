@@ -8,6 +8,9 @@ from nats_taskflow.store.invariants.evidence import FlowHistory
 
 
 def stops_nobody(history: FlowHistory) -> Iterator[str]:
-    """I-19: a flow that is set aside is not due any more, so that it never stands before another one's timer."""
+    """I-19: a flow that is set aside is not due any more.
+
+    So it never stands before another flow's timer.
+    """
     if history.set_aside and history.due_us is not None:
         yield f"{history.id} is set aside because it cannot be read, and would still be looked at each time something is due"

@@ -1,4 +1,7 @@
-"""Hold what is looked at: one snapshot of the database and, where there are any, the messages of the streams."""
+"""What the checks look at: a snapshot of the database, and the streams' messages.
+
+There may be no messages of the streams.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ REMEMBERED: Micros = 14 * 24 * 3600 * SECOND
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A journal row: its number in the whole journal, its place in the flow's, and the entry; None where it cannot be read."""
+    """A journal row: its number in the whole journal and in the flow's, and the entry.
+
+    The entry is None where it cannot be read.
+    """
 
     n: int
     seq: int
@@ -62,9 +68,10 @@ class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InboundProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an inbound stream is taken in: it keeps messages from `first` on, and the worker has settled all up to `settled`.
+    """How far an inbound stream is taken in.
 
-    Read it before the snapshot is taken: what is settled is in the snapshot then. `ignored`: messages that are not for the worker.
+    It keeps messages from `first` on, and the worker has settled all up to `settled`. Read it before the snapshot is taken: what is settled
+    is in the snapshot then. `ignored`: messages that are not for the worker.
     """
 
     stream: str
@@ -123,7 +130,10 @@ class Evidence:
 
     @cached_property
     def horizon(self) -> Micros:
-        """The time before which messages may have been forgotten: rightly, or because the clock was once ahead of now."""
+        """The time before which messages may have been forgotten.
+
+        They were forgotten rightly, or because the clock was once ahead of now.
+        """
         latest = max(self.value("SELECT max(at_us) FROM inbox") or 0, self.value("SELECT max(at_us) FROM flow_events") or 0)
         return max(self.now, latest) - self._remembered
 

@@ -1,4 +1,4 @@
-"""Sum up a check: how much was checked, what does not hold, and what is still on its way."""
+"""Sum up a check: what was checked, what does not hold, what is on its way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ KEPT = 100
 
 
 class Violated(msgspec.Struct, frozen=True, kw_only=True):
-    """An invariant that does not hold: at most `KEPT` of its `count` violations, and what to do."""
+    """An invariant that does not hold, and what to do.
+
+    It has at most `KEPT` of its `count` violations.
+    """
 
     number: str
     name: str
@@ -72,7 +75,7 @@ def gather(evidence: Evidence, *, path: str, worker: int | None, quick: bool = F
 
 
 def _keep(violation: Violation, kept: dict[str, list[str]]) -> None:
-    """Keep the first sentences of each invariant: a badly damaged file has millions of them."""
+    # A badly damaged file has millions of violations: only the first of each invariant are kept.
     sentences = kept.setdefault(violation.number, [])
     if len(sentences) < KEPT:
         sentences.append(violation.sentence)

@@ -1,4 +1,7 @@
-"""Walk through all flows, each with its journal, waits and outcomes; only one of them is in memory at a time."""
+"""Walk through all flows, each with its journal, waits and outcomes.
+
+Only one of them is in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,5 @@ def _entry(flow_id: str, row: Any) -> Entry:
 
 
 def _waiter(flow_id: str, row: Any) -> tuple[Waiter, bool]:
-    """Return a wait, and whether it is open."""
     _, wait_id, leaf, topic, correlation_id, mode, is_open = row
     return Waiter(flow_id=flow_id, wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=correlation_id, mode=mode), bool(is_open)

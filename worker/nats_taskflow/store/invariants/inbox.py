@@ -1,4 +1,7 @@
-"""Check the messages taken in: each has one outcome and left its mark once, and what became of it can be seen."""
+"""Check the messages taken in: each has one outcome and left its mark once.
+
+What became of a message can be seen.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 
 
 def has_one_effect(evidence: Evidence) -> Iterator[str]:
-    """I-1: a message changes one flow, in each way once, and only if its outcome says so."""
+    """I-1: a message changes one flow, in each way once, only if its outcome says so."""
     twice = """SELECT actor, cause, kind, count(*) FROM flow_events WHERE cause IS NOT NULL AND actor LIKE 'agent:%'
       GROUP BY 1, 2, 3 HAVING count(*) > 1"""
     for actor, cause, kind, times in evidence.rows(twice):
@@ -30,7 +33,7 @@ def has_one_effect(evidence: Evidence) -> Iterator[str]:
 
 
 def says_what_is_kept(history: FlowHistory) -> Iterator[str]:
-    """I-1: a command that was told of a revision finds that revision kept."""
+    """I-1: a flow is at the revision that a command's outcome names, or a later one."""
     for outcome in history.outcomes:
         if outcome.revision > history.revision:
             command = f"{outcome.key} ({outcome.scope})"
@@ -38,7 +41,10 @@ def says_what_is_kept(history: FlowHistory) -> Iterator[str]:
 
 
 def comes_from_a_message(evidence: Evidence) -> Iterator[str]:
-    """I-2: what agents and replies did came from messages that are on record, as far back as messages are remembered."""
+    """I-2: what agents and replies did came from messages that are on record.
+
+    They are on record as far back as messages are remembered.
+    """
     commands = """SELECT DISTINCT e.actor, e.cause, f.id FROM flow_events AS e CROSS JOIN flows AS f
       WHERE e.cause IS NOT NULL AND e.actor LIKE 'agent:%' AND e.at_us >= ?1 AND f.n = e.flow AND NOT EXISTS
         (SELECT 1 FROM inbox AS i WHERE i.scope = 'cmd:' || substr(e.actor, 7) AND i.key = e.cause AND i.key IS NOT NULL)"""
@@ -53,7 +59,10 @@ def comes_from_a_message(evidence: Evidence) -> Iterator[str]:
 
 
 def conflicts_are_visible(evidence: Evidence) -> Iterator[str]:
-    """I-3: another body under a used id is a conflict in the dead letters, never taken for a repeat."""
+    """I-3: another body under a used id is a conflict in the dead letters.
+
+    It is never taken for a repeat.
+    """
     unburied = """SELECT source, source_seq FROM inbox WHERE outcome = 'conflict' AND source_seq IS NOT NULL
       EXCEPT SELECT stream, seq FROM dead_letters WHERE reason = 'conflict' EXCEPT SELECT stream, seq FROM purged_letters"""
     for source, seq in evidence.rows(unburied):
@@ -78,7 +87,10 @@ def repeats_are_told_the_same(evidence: Evidence) -> Iterator[str]:
 
 
 def outcomes_add_up(evidence: Evidence) -> Iterator[str]:
-    """I-16: every message has one outcome, and the counters say what the rows say; those of forgotten messages still count."""
+    """I-16: every message has one outcome, and the counters agree with the rows.
+
+    The counters still have those of forgotten messages.
+    """
     counted: dict[str, int] = dict(evidence.rows("SELECT name, value FROM counters WHERE value <> 0").fetchall())
     seen = {f"inbox.{name}": number for name, number in evidence.rows("SELECT outcome, count(*) FROM inbox GROUP BY outcome")}
     seen |= {f"flows.{status}": number for status, number in evidence.rows("SELECT status, count(*) FROM flows GROUP BY status")}
@@ -112,7 +124,10 @@ def outcomes_add_up(evidence: Evidence) -> Iterator[str]:
 
 
 def what_is_needed_is_kept(evidence: Evidence) -> Iterator[str]:
-    """I-24: no message is forgotten that may come again: one that stood after a row young enough to be kept went too early."""
+    """I-24: no message is forgotten that may come again.
+
+    One that stood after a row young enough to be kept went too early.
+    """
     query = """SELECT n, before, at_us FROM
       (SELECT n, lag(n) OVER (ORDER BY n) AS before, lag(at_us) OVER (ORDER BY n) AS at_us FROM inbox) WHERE n > before + 1"""
     for n, before, at_us in evidence.rows(query):

@@ -1,4 +1,4 @@
-"""Check each flow's journal: contiguous, legal, written once, and folding to exactly the row."""
+"""Check each flow's journal: contiguous, legal, written once, folding to the row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def gives_the_row(history: FlowHistory) -> Iterator[str]:
 
 
 def takes_legal_edges(history: FlowHistory) -> Iterator[str]:
-    """I-9: only edges of the table; after the end only observed runs; once cancellation is requested only `cancelled` follows."""
+    """I-9: a flow takes only edges of the table.
+
+    After the end only runs are observed; once cancellation is requested only `cancelled` follows.
+    """
     status: FlowStatus | None = None
     is_cancel_requested = False
     for event in history.events:
@@ -66,7 +69,10 @@ def revisions_are_written_once(history: FlowHistory) -> Iterator[str]:
 
 
 def epochs_never_go_back(evidence: Evidence) -> Iterator[str]:
-    """I-25: each entry was written by the same worker as the one before it or a later one, and none by one yet to come."""
+    """I-25: each entry was written by the worker of the one before it, or a later one.
+
+    No entry was written by a worker yet to come.
+    """
     back = (
         """SELECT n, epoch, before FROM (SELECT n, epoch, lag(epoch) OVER (ORDER BY n) AS before FROM flow_events) WHERE epoch < before"""
     )
@@ -79,12 +85,12 @@ def epochs_never_go_back(evidence: Evidence) -> Iterator[str]:
 
 
 def _revisions(history: FlowHistory) -> list[int]:
-    """List the revisions that the journal wrote; observed runs bump none."""
+    # Observed runs bump no revision.
     return [event.revision for event in history.events if event.kind is not EventKind.STEP_OBSERVED]
 
 
 def _deviation(journal: str, what: str, actual: list[int], expected: list[int]) -> Iterator[str]:
-    """Say in which numbers two lists differ, if they do."""
+    """Yield in which numbers two lists differ, if they do."""
     if actual == expected:
         return
     lacks, has = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
@@ -93,13 +99,12 @@ def _deviation(journal: str, what: str, actual: list[int], expected: list[int]) 
 
 
 def _some(numbers: list[int]) -> str:
-    """Write a few of many numbers."""
     shown = ", ".join(map(str, numbers[:_SHOWN]))
     return shown if len(numbers) <= _SHOWN else f"{shown} … ({len(numbers)} of them)"
 
 
 def _differences(fold: Flow | None, row: Flow | None) -> str:
-    """Say in which fields the two differ, with both values, cut to what can be read."""
+    """List the fields in which the two differ, with both values cut to be readable."""
     if fold is None or row is None:
         return f"{fold}, the row is {row}"
     fields = [name for name in row.__struct_fields__ if getattr(fold, name) != getattr(row, name)]
@@ -107,6 +112,5 @@ def _differences(fold: Flow | None, row: Flow | None) -> str:
 
 
 def _short(value: object) -> str:
-    """Write a value in at most 200 characters."""
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"  # noqa: PLR2004  what the docstring says
+    return text if len(text) <= 200 else f"{text[:200]}…"  # noqa: PLR2004  as much as people read

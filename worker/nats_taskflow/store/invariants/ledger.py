@@ -1,4 +1,7 @@
-"""Keep what was read of a stream where it can be queried: on disk once it is large, with digests instead of bodies."""
+"""Keep what was read of a stream where it can be queried.
+
+A large ledger is on disk. It has digests instead of bodies.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ class LedgerMessage(msgspec.Struct, frozen=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
-    """What is kept of a message: `digest` of the body's bytes, `content` of what they mean, whatever the order of the keys.
+    """What is kept of a message.
 
-    `flow` and `number` are the event's, as its body has them; empty and 0 for what is no event.
+    `digest` is of the body's bytes, `content` of what they mean, whatever the order of the keys. `flow` and `number` are the event's, as
+    its body has them; empty and 0 for what is no event.
     """
 
     place: int
@@ -93,12 +97,12 @@ class Ledger:
 
 
 def digest(data: bytes) -> bytes:
-    """Return the digest that tells bodies apart."""
+    """Return the digest by which bodies are compared."""
     return blake2b(data, digest_size=16).digest()
 
 
 def content_digest(event: Mapping[str, Any]) -> bytes:
-    """Return the digest of what an event says: the same whatever the order of its keys."""
+    """Return the digest of what an event says, whatever the order of its keys."""
     return digest(_CANONICAL.encode(event))
 
 

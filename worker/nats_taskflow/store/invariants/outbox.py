@@ -1,4 +1,7 @@
-"""Check what is to go out: no row of an outlet is skipped, removed before it is published, or sent for a wait that is over."""
+"""Check what is to go out.
+
+No row of an outlet is skipped, removed before it is published, or sent for a wait that is over.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ def unpublished(evidence: Evidence) -> dict[str, int]:
 
 
 def requests_belong_to_their_wait(evidence: Evidence) -> Iterator[str]:
-    """I-20: a request to a delegate goes out for a wait that is open, in one row; once its wait is over it is of no use to anybody."""
+    """I-20: a request to a delegate goes out for a wait that is open, in one row.
+
+    Once its wait is over it is of no use to anybody.
+    """
     query = """SELECT o.n, o.subject, f.id, o.wait_id FROM outgoing AS o CROSS JOIN flows AS f
       WHERE o.kind = 'request' AND f.n = o.flow AND f.wait_id IS NOT o.wait_id AND f.set_aside IS NULL"""
     for n, subject, flow_id, wait_id in evidence.rows(query):
@@ -27,7 +33,10 @@ def requests_belong_to_their_wait(evidence: Evidence) -> Iterator[str]:
 
 
 def everything_gets_out(evidence: Evidence) -> Iterator[str]:
-    """I-23: no row is passed over; once nothing is in flight, everything committed is published and the mark says so."""
+    """I-23: no row is passed over.
+
+    Once nothing is in flight, everything committed is published and the mark says so.
+    """
     waiting = unpublished(evidence)
     for outlet, table in _TABLES.items():
         mark = evidence.value("SELECT n FROM published WHERE outlet = ?1", outlet)

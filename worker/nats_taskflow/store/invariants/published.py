@@ -1,4 +1,7 @@
-"""Check the streams against the database: what is published is what was committed, in order; what came in was taken in."""
+"""Check the streams against the database.
+
+What is published is what was committed, in order; what came in was taken in.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _ENDS = {status.value for status in TERMINAL}
 
 
 def is_published(history: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
-    """I-20: every entry up to the mark lies in the stream, as far back as the stream keeps events."""
+    """I-20: every entry up to the mark lies in the stream.
+
+    It does as far back as the stream keeps events.
+    """
     mark = evidence.marks["events"]
     published = {event.number for event in events.of(history.id)}
     oldest = min(published, default=None)
@@ -29,7 +35,10 @@ def is_published(history: FlowHistory, evidence: Evidence, events: Ledger) -> It
 
 
 def says_what_was_committed(history: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
-    """I-21: an event says what its journal entry says, so that folding the events gives the flow."""
+    """I-21: an event says what its journal entry says.
+
+    So folding the events gives the flow.
+    """
     entries = {entry.seq: entry for entry in history.entries}
     for event in events.of(history.id):
         entry = entries.get(event.number)
@@ -42,7 +51,10 @@ def says_what_was_committed(history: FlowHistory, evidence: Evidence, events: Le
 
 
 def comes_from_a_flow(evidence: Evidence, events: Ledger) -> Iterator[str]:
-    """I-21: nothing is published but events of flows that are there, or that had ended long enough ago to be deleted."""
+    """I-21: nothing is published but events of flows that are there.
+
+    A flow may also have ended long enough ago to be deleted.
+    """
     for stranger in events.strangers():
         yield f"what lies at {stranger.place} ({stranger.subject}) is no event"
     for flow_id in events.flows():
@@ -53,7 +65,10 @@ def comes_from_a_flow(evidence: Evidence, events: Ledger) -> Iterator[str]:
 
 
 def is_in_order(evidence: Evidence, events: Ledger) -> Iterator[str]:  # noqa: ARG001  every check of a stream is asked alike
-    """I-22: per flow, first occurrences are 1, 2, 3, …; a repeat is below the high-water mark, byte-identical, under the same id."""
+    """I-22: the first occurrences of a flow's events are 1, 2, 3, …
+
+    A repeat is below the high-water mark, byte-identical, and under the same id.
+    """
     for flow_id in events.flows():
         high = 0
         bodies: dict[int, bytes] = {}
@@ -76,7 +91,10 @@ def is_told_to_its_own(history: FlowHistory, evidence: Evidence, events: Ledger)
 
 
 def dead_letters_are_out(evidence: Evidence, letters: Ledger) -> Iterator[str]:
-    """I-26: each dead letter up to the mark lies in its stream, as far back as the stream keeps them."""
+    """I-26: each dead letter up to the mark lies in its stream.
+
+    It does as far back as the stream keeps them.
+    """
     if letters.first > 1:
         return  # some are too old by now, and a letter does not say which
     query = "SELECT n, reason, body FROM dead_letters WHERE n <= ?1 ORDER BY n"
@@ -89,7 +107,10 @@ def dead_letters_are_out(evidence: Evidence, letters: Ledger) -> Iterator[str]:
 
 
 def everything_is_taken_in(evidence: Evidence) -> Iterator[str]:
-    """I-4, I-24, I-26: every message of the inbound stream that was settled has its outcome, once, and keeps it while it lies there."""
+    """I-4, I-24, I-26: every settled inbound message has its outcome, once.
+
+    It keeps the outcome while it lies in the stream.
+    """
     taken = evidence.taken
     if taken is None or taken.settled < taken.first:
         return

@@ -1,4 +1,4 @@
-"""List every invariant: its number, what it promises, which functions look whether it holds, and what to do where it does not."""
+"""List every invariant: number, promise, checks, and what to do where it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Check that agents stay among themselves: nobody changes, or waits in the name of, another one's flow."""
+"""Check that agents stay among themselves.
+
+Nobody changes another one's flow, or waits in its name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def acts_on_its_own(history: FlowHistory) -> Iterator[str]:
 
 
 def waits_on_its_own_topic(evidence: Evidence) -> Iterator[str]:
-    """I-29: the built-in reply topic of an agent is waited on by that agent's flows only."""
+    """I-29: only an agent's own flows wait on its built-in reply topic."""
     built_in = evidence.subjects.reply_topic("")
     query = """SELECT w.topic, f.id, f.owner_session_key FROM waiters AS w CROSS JOIN flows AS f
       WHERE substr(w.topic, 1, length(?1)) = ?1 AND f.n = w.flow"""

@@ -1,4 +1,7 @@
-"""Check that time acts when it should: never before its time, once for each leaf, and at the time the row says."""
+"""Check that time acts when it should.
+
+It acts never before its time, once for each leaf, and at the time the row says.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def nothing_is_early(history: FlowHistory) -> Iterator[str]:
 
 
 def is_due_when_the_row_says(history: FlowHistory) -> Iterator[str]:
-    """I-17: the time at which a parked flow is looked at again is the next one its wait names: else it would be early, late or never."""
+    """I-17: a parked flow is due at the next time that its wait names.
+
+    At any other time it would be early, late or never.
+    """
     if history.flow is None:
         return
     condition = from_value(history.flow.wait_json) if history.flow.wait_json is not None else None
@@ -45,7 +51,10 @@ def is_due_when_the_row_says(history: FlowHistory) -> Iterator[str]:
 
 
 def _due(event: FlowEvent, condition: WaitCondition) -> Micros | None:
-    """Return the time before which this entry must not have come; None where it was not time that brought it about."""
+    """Return the time before which this entry must not have come.
+
+    None where it was not time that brought it about.
+    """
     if event.kind is EventKind.WAIT_PROGRESSED:
         return _due_of_leaf(event, condition)
     by_time = event.kind is EventKind.RESUMED and event.payload.get("cause") in {"timer", "timeout"}
@@ -58,7 +67,10 @@ def _due(event: FlowEvent, condition: WaitCondition) -> Micros | None:
 
 
 def _due_of_leaf(event: FlowEvent, condition: WaitCondition) -> Micros | None:
-    """Return when the part that this progress tells of was due, where it was time that satisfied it."""
+    """Return when the part that was satisfied here was due.
+
+    None where it was not time that satisfied it.
+    """
     named = str(event.payload.get("leaf"))
     for node in nodes(condition):
         if named not in {str(node.leaf), f"node:{node.number}"}:
@@ -70,5 +82,4 @@ def _due_of_leaf(event: FlowEvent, condition: WaitCondition) -> Micros | None:
 
 
 def _when(at: Micros | None) -> str:
-    """Write a time, or that there is none."""
     return "at no time" if at is None else f"at {to_the_second(at)}"

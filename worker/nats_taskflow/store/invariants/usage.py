@@ -1,4 +1,4 @@
-"""Look whether what is counted of agents' flows is what there is."""
+"""Check that the counts behind the quotas agree with the flows' rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Check the waits: each ends once, by what it waited for; whoever waits can be found, and nobody waits for what is there already."""
+"""Check the waits: each ends once, by what it waited for.
+
+Whoever waits can be found, and nobody waits for what is there already.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def is_ended_by_its_own_pair(history: FlowHistory) -> Iterator[str]:
 
 
 def can_be_found(history: FlowHistory) -> Iterator[str]:
-    """I-14: every open leaf of a parked flow is registered, exactly as the flow waits for it: or its reply would not find it."""
+    """I-14: every open leaf of a parked flow is registered.
+
+    It is registered exactly as the flow waits for it, or its reply would not find it.
+    """
     condition = from_value(history.flow.wait_json) if history.flow is not None and history.flow.wait_json is not None else None
     if history.flow is None or condition is None:
         return
@@ -76,7 +82,10 @@ def can_be_found(history: FlowHistory) -> Iterator[str]:
 
 
 def no_reply_is_left_lying(evidence: Evidence) -> Iterator[str]:
-    """I-14: no reply is held that an open wait for the same pair would take, and nobody waits for the end of a flow that has ended."""
+    """I-14: no reply is held that an open wait for the same pair would take.
+
+    Nor does anybody wait for the end of a flow that has ended.
+    """
     held = """SELECT h.topic, h.correlation_id, h.event_id, h.arrived_us, f.id, w.leaf, CAST(f.wait_json AS BLOB)
       FROM held AS h CROSS JOIN waiters AS w CROSS JOIN flows AS f
       WHERE w.topic = h.topic AND w.correlation_id = h.correlation_id AND w.open = 1 AND f.n = w.flow AND f.wait_id = w.wait_id
@@ -109,10 +118,9 @@ def _decode(stored: bytes) -> Any:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Return an object, an empty one for what is none."""
     return value if isinstance(value, dict) else {}
 
 
 def _shown(topic: str) -> str:
-    """Return a topic as people read it: the one for the ends of flows has a control character."""
+    # The topic for the ends of flows has a control character.
     return "the end of flow" if topic == FLOW_ENDS else topic

@@ -1,4 +1,7 @@
-"""Answer operators' questions from SQLite: candidates by one index, then the rows that the other filters leave."""
+"""Answer operators' questions from SQLite.
+
+One index gives the candidates; the other filters leave some of their rows.
+"""
 
 from __future__ import annotations
 
@@ -53,22 +56,19 @@ class SqliteAdminReads(ABC):
         """Run a statement and return all its rows."""
 
     async def _select(self, name: str, *parameters: Any) -> Sequence[Any]:
-        """Run a named statement."""
         return await self._read(self._admin_ask[name], parameters)
 
     async def _select_one(self, name: str, *parameters: Any) -> Any | None:
-        """Run a named statement; return its first row, or None."""
         return next(iter(await self._select(name, *parameters)), None)
 
     async def _select_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> FetchedRows:
-        """Run a named statement as far as its rows fit into a page."""
         return await self._run(self._admin_ask[name], parameters, room)
 
     async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the filters flows, newest first."""
+        """List the flows that pass the filters, newest first."""
         index, value = _choose_index(filters)
         count = sum(value is not None for value in msgspec.structs.astuple(filters))
-        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate is filters
+        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate matches
         name, more = ("look", ()) if index is None else (f"look_by_{index}", (value,))
         matches, place = await self._filter_candidates(name, (ALL if after is None else after,), more, filters, limit, look)
         return Page(rows=rows.flows([row for _, row in matches]), next=place[-1] if place else None)
@@ -85,9 +85,10 @@ class SqliteAdminReads(ABC):
     async def _filter_candidates(
         self, look: str, start: Sequence[int], more: Sequence[Any], filters: FlowFilter, limit: int, left: int
     ) -> tuple[list[tuple[Sequence[int], Any]], Sequence[int] | None]:
-        """Read the flows that match among the next `left` candidates, each with its place, and return where to go on, if anywhere.
+        """Read the flows that match among the next `left` candidates.
 
-        A slice at a time: others get the connection in between, and nothing is read beyond what fills the page.
+        Each comes with its place. Returns also where to go on, if anywhere. It reads a slice at a time: others get the connection in
+        between, and nothing is read beyond what fills the page.
         """
         matches: list[tuple[Sequence[int], Any]] = []
         room = PAGE_BYTES
@@ -256,7 +257,10 @@ class SqliteAdminReads(ABC):
 
 
 def _choose_index(filters: FlowFilter) -> tuple[str | None, Any]:
-    """Choose the filter that is looked up in its index, the one that leaves fewest flows, and its value."""
+    """Choose the filter that is looked up in its index; return it and its value.
+
+    It is the one that leaves fewest flows.
+    """
     if filters.topic is not None:
         return "topic", filters.topic
     if filters.owner is not None:
@@ -267,10 +271,10 @@ def _choose_index(filters: FlowFilter) -> tuple[str | None, Any]:
 
 
 def _glob(pattern: str) -> str:
-    """Return the GLOB pattern in which only `*` stands for other text."""
+    # Only `*` stands for other text.
     return "".join(f"[{letter}]" if letter in "?[" else letter for letter in pattern)
 
 
 def _page(page: FetchedRows, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
-    """Return a page of rows that begin with their position."""
+    # Each row begins with its position.
     return Page(rows=[(row[0], shown(row)) for row in page.rows], next=page.place(limit))

@@ -1,4 +1,7 @@
-"""Turn rows into what operators are shown: a read answers with the very struct that goes over the wire."""
+"""Turn rows into what operators are shown.
+
+A read answers with the very struct that goes over the wire.
+"""
 
 from __future__ import annotations
 

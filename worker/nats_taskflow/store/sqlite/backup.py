@@ -1,6 +1,6 @@
-"""Copy a live database from another process: whole, checked and on disk, or not at all (RELIABILITY 6).
+"""Copy a live database: whole, checked and on disk, or not at all (RELIABILITY 6).
 
-Never in the worker's process, nor by plain `open`: closing a descriptor of the file there would release SQLite's locks.
+Another process has to do it, never the worker's, nor plain `open`: closing a descriptor of the file there would release SQLite's locks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ def back_up(database: str, copy: Path, *, force: bool = False) -> BackupResult:
 
 
 def _refuse_existing(copy: Path, what: str, *, force: bool) -> None:
-    """Raise `FileExistsError` where `copy` is there and may not be replaced."""
     if copy.exists() and not force:
         raise FileExistsError(f"{copy} {what}: name another file, or say --force to replace it")
 
@@ -95,7 +94,10 @@ def _fill(source: Path, part: Path) -> tuple[int, int]:
 
 
 def _refuse_foreign(reader: sqlite3.Connection, source: Path) -> None:
-    """Raise `StoreRefused` for what is no database of ours, or has a schema that this program does not know."""
+    """Raise `StoreRefused` for what is no database of ours.
+
+    Also for one that has a schema that this program does not know.
+    """
     identity = reader.execute("PRAGMA application_id").fetchone()[0]
     version = reader.execute("PRAGMA user_version").fetchone()[0]
     if identity != APPLICATION_ID or version == 0:

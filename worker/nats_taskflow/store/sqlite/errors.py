@@ -1,4 +1,7 @@
-"""Translate SQLite's errors into what becomes of the work: again later, one by one, or start again from disk."""
+"""Translate SQLite's errors into what becomes of the work.
+
+It is done again later, or one by one, or the worker starts again from disk.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _BROKEN = {
 
 
 def translate_errors(error: sqlite3.Error) -> Exception:
-    """Return the error that says what to do about `error`; `error` itself where it is a defect of ours."""
+    """Return the error that says what to do about `error`.
+
+    A defect of ours is returned as it is.
+    """
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None
     if isinstance(error, sqlite3.IntegrityError):

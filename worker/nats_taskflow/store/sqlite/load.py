@@ -32,7 +32,10 @@ _TOPICS_THAT_PAY = 2
 
 
 class Sequences(NamedTuple):
-    """The highest row numbers that were ever used, and of each stream the last place that a message was taken from."""
+    """The highest row numbers that were ever used, and the last place of each stream.
+
+    A message was taken from that place.
+    """
 
     flow: int = 0
     event: int = 0
@@ -40,7 +43,7 @@ class Sequences(NamedTuple):
 
 
 class BatchLoader(Upkeep):
-    """The loading half of a transaction; `last`: how far the transactions before it came."""
+    """The loading half of a transaction; `last`: how far those before it came."""
 
     def __init__(self, database: sqlite3.Connection, last: Sequences) -> None:
         super().__init__(database)
@@ -94,7 +97,10 @@ class BatchLoader(Upkeep):
                 loaded.places.setdefault(_place(message), []).append(message)
 
     def _taken_up_to(self, stream: str) -> int:
-        """Return the last place that a message of the stream was taken from: what lies above it was never seen, and is not looked up."""
+        """Return the last place that a message of the stream was taken from.
+
+        What lies above it was never seen, and is not looked up.
+        """
         last = self._places.get(stream) or self._last.places.get(stream)
         if last is None:
             stored: int | None = self._database.execute(statements("reads")["last_taken"], (stream,)).fetchone()[0]
@@ -102,7 +108,7 @@ class BatchLoader(Upkeep):
         return last
 
     def _load_pairs(self, needs: Needs, loaded: Loaded, now: Micros) -> None:
-        """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
+        """Load who waits and waited last for the pairs, their flows, and what is held."""
         world, pairs = loaded.world, needs.pairs | needs.parking
         if not pairs:
             return
@@ -119,7 +125,10 @@ class BatchLoader(Upkeep):
             self._load_held(needs.parking, loaded, now)
 
     def _load_followers(self, needs: Needs, loaded: Loaded) -> None:
-        """Load who waits for flows to end, and the children of flows, as many as may be moved; count the others."""
+        """Load who waits for flows to end, and the children of flows.
+
+        Loads as many as may be moved, and counts the others.
+        """
         watchers = self._legible_rows("watchers_by_flow", needs.watched, FLOW_ENDS, needs.followers + 1, heavy=_WAITERS_STATE)
         loaded.more_watchers = len(watchers) > needs.followers
         for wait_id, leaf, topic, awaited, mode, *flow in watchers[: needs.followers]:
@@ -134,7 +143,10 @@ class BatchLoader(Upkeep):
                 needs.flows.add(child)
 
     def _load_held(self, pairs: Iterable[Any], loaded: Loaded, now: Micros) -> None:
-        """Load the oldest held replies of the pairs, in turn: the first of each, then more as long as they do not weigh too much."""
+        """Load the oldest held replies of the pairs, in turn.
+
+        The first of each comes first, then more as long as they do not weigh too much.
+        """
         queues: dict[Any, list[int]] = {}
         for topic, correlation_id, number in self._rows("held_by_pair", pairs, _HELD_LOOKED_AT):
             queues.setdefault((topic, correlation_id), []).append(number)
@@ -165,7 +177,7 @@ class BatchLoader(Upkeep):
                 world.replies[held.pair].append(held)
 
     def _load_holdings(self, needs: Needs, holdings: HeldCounts) -> None:
-        """Load how many replies are held, and which would make room: no more than the batch can displace."""
+        """Load how many replies are held, and those that the batch may displace."""
         arriving: dict[str, int] = {}
         for (tenant, _), new in needs.holding.items():
             arriving[tenant] = arriving.get(tenant, 0) + new
@@ -185,7 +197,10 @@ class BatchLoader(Upkeep):
                 self._load_topics(tenant, number, needs, holdings)
 
     def _load_topics(self, tenant: str, number: int, needs: Needs, holdings: HeldCounts) -> None:
-        """Load what a tenant that has to make room holds: its largest topics and those that replies come for, and what expires first."""
+        """Load what a tenant that has to make room holds.
+
+        These are its largest topics, those that replies come for, and what expires first.
+        """
         most = min(number, AT_ONCE * sum(needs.holding.values()))
         own = {topic: AT_ONCE * new for (owner, topic), new in needs.holding.items() if owner == tenant}
         topics = holdings.topics.setdefault(tenant, {})
@@ -222,7 +237,7 @@ class BatchLoader(Upkeep):
             self._cancelling[number] = flow_id
 
     def _load_cancel_reasons(self, world: World) -> None:
-        """Load from the journal why cancellations were requested: the flow's end repeats it."""
+        """Load from the journal why cancellations were requested, for the flows' ends."""
         if self._cancelling:
             for number, reason in self._legible_rows("cancel_reasons", self._cancelling):
                 world.cancel_reasons[self._cancelling[number]] = reason
@@ -267,15 +282,12 @@ class BatchLoader(Upkeep):
 
 
 def _json(wanted: Iterable[Any]) -> str:
-    """Return the wanted ids as a statement takes them."""
     return msgspec.json.encode(list(wanted)).decode()
 
 
 def _identity(row: InboxRow) -> InboxKey:
-    """Return what the row is found by."""
     return (row.scope or "", row.key or "")
 
 
 def _place(row: InboxRow) -> Place:
-    """Return where the row's message lies."""
     return (row.source, row.source_seq or 0)

@@ -50,7 +50,7 @@ class WriterLock:
             raise StoreBroken(message) from bad
 
     def _owners(self) -> set[int]:
-        """Return which user besides this one may own the lock file: the one who owns the database."""
+        # Besides this user only the one who owns the database may own the lock file.
         with contextlib.suppress(FileNotFoundError):
             return {self._database.stat().st_uid}
         return set()
@@ -66,9 +66,9 @@ class WriterLock:
 
 
 def holder(database: Path) -> int | None:
-    """Return the id of the process that holds the lock of `database`; None where none does.
+    """Return the id of the process that holds the lock of `database`, or None.
 
-    Without taking the lock: to hold it even for a moment could keep a worker from starting. Where the kernel does not list locks, the
+    It does not take the lock: to hold it even for a moment could keep a worker from starting. Where the kernel does not list locks, the
     process that wrote the file counts as long as it lives.
     """
     path = database.with_name(database.name + ".lock")

@@ -1,4 +1,7 @@
-"""Answer questions from a snapshot of a database, without a worker: what `--db` reads."""
+"""Answer questions from a snapshot of a database, without a worker.
+
+This is what `--db` reads.
+"""
 
 from __future__ import annotations
 
@@ -23,5 +26,4 @@ class OfflineReads(SqliteReads):
         self._database = database
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
-        """Run a statement."""
         return fetch(self._database, sql, parameters, room, heavy)

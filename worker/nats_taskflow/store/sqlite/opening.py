@@ -1,4 +1,7 @@
-"""Identify, verify, configure and migrate a database before anything uses it (RELIABILITY 6)."""
+"""Identify, verify, configure and migrate a database before anything uses it.
+
+See RELIABILITY 6.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,6 @@ _SETTINGS: tuple[tuple[str, object], ...] = (
 
 
 async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
-    """Run a pragma and return its value, None where it returns none."""
     values = list(await connection.execute_fetchall(f"PRAGMA {text}"))
     return values[0][0] if values else None
 
@@ -83,20 +85,20 @@ def _refuse_foreign(file: Path, identity: int) -> None:
 
 
 def _raise_if_unreadable(bad: sqlite3.DatabaseError) -> None:
-    """Raise `StoreBroken` where the disk failed to read the file: the file itself may be sound."""
+    # The disk failed to read the file: the file itself may be sound.
     if bad.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
         raise translate_errors(bad) from bad
 
 
 def _beside(file: Path, suffix: str) -> Path:
-    """Return a file that SQLite keeps beside the database."""
     return file.with_name(file.name + suffix)
 
 
 def create_private_file(file: Path) -> None:
-    """Create a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
+    """Create a missing database for its owner only.
 
-    Call it before SQLite opens the file: later, closing a descriptor of it would release SQLite's locks. Raises `StoreRefused`.
+    SQLite gives its log and index the same mode (RELIABILITY 5). Call it before SQLite opens the file: later, closing a descriptor of it
+    would release SQLite's locks. Raises `StoreRefused`.
     """
     if file.exists():
         return
@@ -108,11 +110,11 @@ def create_private_file(file: Path) -> None:
 
 
 def guard(file: Path) -> None:
-    """Close the database, and the files that SQLite keeps beside it, to others, before SQLite opens them (see `create_private_file`).
+    """Close the database and SQLite's files beside it to others.
 
-    Only once the file is known to be ours. A mode for the group stays: a group that may read backups is the operator's business. Raises
-    `StoreRefused` for a mode that cannot be changed, and for a file that somebody else has put there: SQLite would take a foreign log for
-    its own, and follow a link.
+    Call it before SQLite opens them (see `create_private_file`), but only once the file is known to be ours. A mode for the group stays: a
+    group that may read backups is the operator's business. Raises `StoreRefused` for a mode that cannot be changed, and for a file that
+    somebody else has put there: SQLite would take a foreign log for its own, and follow a link.
     """
     try:
         owners = {file.lstat().st_uid}
@@ -152,7 +154,6 @@ def _close_to_others(part: Path, descriptor: int) -> None:
 
 
 def _has_content(file: Path) -> bool:
-    """Return whether there is a database already."""
     return file.exists() and file.stat().st_size > 0
 
 
@@ -199,9 +200,10 @@ async def verify(file: Path) -> None:
 
 
 async def _roll_back(file: Path) -> None:
-    """Let SQLite undo what a kill left half done while the database was created: a connection that cannot write may not.
+    """Let SQLite undo what a kill left half done while it created the database.
 
-    A database has a rollback journal only until it has its log (WAL). What else is wrong with the file, the check tells.
+    It takes a connection that can write. A database has a rollback journal only until it has its log (WAL). The check finds what else is
+    wrong with the file.
     """
     if not await asyncio.to_thread(_beside(file, "-journal").exists):
         return
@@ -216,7 +218,7 @@ async def _roll_back(file: Path) -> None:
 
 
 async def _was_unclean(checker: aiosqlite.Connection) -> bool:
-    """Return whether the last worker stopped without closing the database."""
+    # The last worker stopped without closing the database.
     clean = list(await checker.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
     return not clean or clean[0][0] == 0
 
@@ -239,16 +241,20 @@ async def configure(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Co
 
 
 def take_values_as_they_are() -> None:
-    """Register an identity adapter for bytes and None, for the whole process: for one that is a worker and nothing else.
+    """Register an identity adapter for bytes and None, for the whole process.
 
-    Without one, sqlite3 tries three failing look-ups for every such parameter (5 % of what a message costs).
+    Call it only in a process that is a worker and nothing else. Without one, sqlite3 tries three failing look-ups for every such parameter
+    (5 % of what a message costs).
     """
     for kind in (bytes, type(None)):
         sqlite3.register_adapter(kind, lambda value: value)
 
 
 async def migrate(writer: aiosqlite.Connection, place: str) -> None:
-    """Bring the schema up to date: each step, with its version, in one transaction, after a backup beside the file."""
+    """Bring the schema up to date, after a backup beside the file.
+
+    Each step runs in one transaction with its version.
+    """
     version = await _pragma(writer, "user_version")
     steps = migrations()
     if 0 < version < len(steps) and place != MEMORY:

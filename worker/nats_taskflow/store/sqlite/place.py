@@ -1,4 +1,7 @@
-"""Check where a database file lies before anything opens it (RELIABILITY 6): local file system, one name, a folder that exists."""
+"""Check where a database file lies before anything opens it (RELIABILITY 6).
+
+It needs a local file system, one name, and a folder that exists.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,10 @@ def check_place(path: str) -> Path:
 
 
 def _check_links(path: Path) -> None:
-    """Raise `StoreRefused` for a link on the way that somebody else may have put there: it leads wherever they like.
+    """Raise `StoreRefused` for a link that somebody else may have put on the way.
 
-    Links that only this user or root can have put there are followed: the database may well be on another disk.
+    Such a link leads wherever they like. Links that only this user or root can have put there are followed: the database may well be on
+    another disk.
     """
     real = path.absolute()
     for _ in range(_MOST_LINKS):
@@ -77,12 +81,18 @@ def _check_links(path: Path) -> None:
 
 
 def absolute_path(path: str) -> str:
-    """Return the absolute path, for people: a relative one depends on where the program was started."""
+    """Return the absolute path, for people.
+
+    What a relative one means depends on where the program was started.
+    """
     return path if path == MEMORY else str(Path(path).expanduser().absolute())
 
 
 def file_system(folder: Path) -> str:
-    """Return the file-system type that `folder` lies on, from the kernel's mount table; empty where it cannot be known."""
+    """Return the file-system type that `folder` lies on.
+
+    It is read from the kernel's mount table; empty where it cannot be known.
+    """
     try:
         table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -91,7 +101,10 @@ def file_system(folder: Path) -> str:
 
 
 def file_system_in(table: str, folder: str) -> str:
-    """Find the type of the longest mount point that holds `folder` (proc(5), mountinfo: `… mount-point … - type source …`)."""
+    """Find the type of the longest mount point that holds `folder`.
+
+    The lines are those of proc(5), mountinfo: `… mount-point … - type source …`.
+    """
     best, kind = -1, ""
     for line in table.splitlines():
         before, _, after = line.partition(" - ")
@@ -106,7 +119,10 @@ def file_system_in(table: str, folder: str) -> str:
 
 
 def disk_room(database: Path) -> dict[str, int]:
-    """Return the bytes of the database (`db`) and its log (`wal`), and how many are left for this user on the disk (`free`)."""
+    """Return the bytes of the database (`db`) and its log (`wal`).
+
+    Also how many are left for this user on the disk (`free`).
+    """
     sizes = {}
     with contextlib.suppress(OSError):  # a figure that cannot be read is left out: the worker lives without it
         disk = os.statvfs(database.parent)

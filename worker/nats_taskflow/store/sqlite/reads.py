@@ -38,19 +38,16 @@ class SqliteReads(SqliteAdminReads):
         """Run a statement on the reading connection; see `steps.fetch`."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
-        """Run a named statement."""
         return await self._read(self._ask[name], parameters)
 
     async def _row(self, name: str, *parameters: Any) -> Any | None:
-        """Run a named statement; return its first row, or None."""
         return next(iter(await self._rows(name, *parameters)), None)
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Run a statement and return all its rows."""
         return (await self._run(sql, parameters)).rows
 
     async def _page(self, name: str, *parameters: Any, heavy: int | None = None) -> FetchedRows:
-        """Run a named statement as far as its rows fit into a page; `heavy`: the column that has their weight."""
+        # `heavy`: the column that has the rows' weight.
         return await self._run(self._ask[name], parameters, PAGE_BYTES, heavy)
 
     async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> FetchedRows:
@@ -72,7 +69,10 @@ class SqliteReads(SqliteAdminReads):
     async def list_flows(
         self, *, owner: str | None = None, status: FlowStatus | None = None, limit: int, after: int | None = None
     ) -> Page[Flow]:
-        """List flows, newest first; rows that cannot be read are left out (they are reported where they are set aside)."""
+        """List flows, newest first; rows that cannot be read are left out.
+
+        They are reported where they are set aside.
+        """
         filters = [("owner", owner), ("status", status.value if status else None)]
         named = [(name, value) for name, value in filters if value is not None]
         name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in named) if named else "")
@@ -101,7 +101,10 @@ class SqliteReads(SqliteAdminReads):
         return rows.inbox(row) if row else None
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
-        """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
+        """List the flows due by `now`.
+
+        It is an index look-up, whatever the number of waiting flows.
+        """
         until = now if decided is None else decided
         (_, held_back, waiting, _, _), *due = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
         flows = [DueFlow(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in due if row[0] == 1]

@@ -28,7 +28,10 @@ class UnreadableRow(ValueError):
 
 
 def legible(stored: bytes) -> str:
-    """Decode stored text, damaged text too: one label must not keep other rows from being read."""
+    """Decode stored text, damaged text too.
+
+    One label must not keep other rows from being read.
+    """
     return stored.decode("utf-8", "replace")
 
 
@@ -78,7 +81,10 @@ def flow(row: Row) -> Flow:
 
 
 def flows(numbered: Sequence[Row]) -> list[tuple[int, Flow]]:
-    """Return the flows of the rows that can be read, each with its number, which its row begins with."""
+    """Return the flows of the rows that can be read, each with its number.
+
+    A row begins with the number.
+    """
     readable = []
     for row in numbered:
         try:
@@ -96,12 +102,15 @@ def flow_insert(n: int, flow: Flow, due_us: int | None, key: str | None) -> tupl
 
 
 def flow_update(n: int, flow: Flow, was: Flow, due_us: int | None) -> tuple[Any, ...]:
-    """Return the values of `update_flow`, which changes only the row that the batch saw."""
+    """Return the values of `update_flow`.
+
+    It changes only the row that the batch saw.
+    """
     return (*_changing(flow), flow.revision, flow.seq, flow.updated_us, due_us, n, was.revision, was.seq)
 
 
 def _changing(flow: Flow) -> tuple[Any, ...]:
-    """Return the values that change while a flow runs, in the order that both statements have them."""
+    # The values that change while a flow runs, in the order that both statements have them.
     waiting = (maybe(flow.wait_json), flow.wait_id, flow.parked_us, maybe(flow.progress))
     return (flow.current_step, _TEXT_OF[flow.status], int(flow.cancel_requested), flow.state_stored.decode(), *waiting)
 
@@ -179,13 +188,19 @@ def held(row: Row) -> HeldReply:
 
 
 def held_mark(row: Row) -> HeldReply:
-    """Return the held reply of a row that was selected without its payload, which may be large and is not needed."""
+    """Return the held reply of a row that was selected without its payload.
+
+    The payload may be large and is not needed.
+    """
     times = {"arrived_us": row[3], "expires_us": row[4]}
     return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=msgspec.UNSET, key=row[5], tenant=row[6], **times)
 
 
 def held_insert(reply: HeldReply) -> tuple[Any, ...]:
-    """Return the values of `insert_held`; a reply without payload is kept as empty text."""
+    """Return the values of `insert_held`.
+
+    A reply without payload is kept as empty text.
+    """
     payload = "" if reply.payload is msgspec.UNSET else text(reply.payload)
     pair = (reply.topic, reply.correlation_id, reply.event_id)
     return (*pair, payload, reply.arrived_us, reply.expires_us, reply.key, reply.flow_id, reply.trace, reply.tenant)

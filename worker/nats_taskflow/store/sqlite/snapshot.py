@@ -1,4 +1,7 @@
-"""Read a database file from another process: as one consistent snapshot, or only which schema it has. A worker may run on it."""
+"""Read a database file from another process; a worker may run on it.
+
+It is read as one consistent snapshot, or only for its schema.
+"""
 
 from __future__ import annotations
 
@@ -73,17 +76,14 @@ def find_database(place: str) -> Path:
 
 
 def _uri(path: Path) -> str:
-    """Return how SQLite opens it.
-
-    A copy without a log, in a folder that nobody may write to, is read as it stands.
-    """
+    # A copy without a log, in a folder that nobody may write to, is read as it stands.
     log = path.with_name(path.name + "-wal")
     standing = not log.exists() and not _writable(path.parent)
     return f"{path.as_uri()}?mode=ro{'&immutable=1' if standing else ''}"
 
 
 def _writable(folder: Path) -> bool:
-    """Tell whether SQLite could make its scratch files there."""
+    # There SQLite would make its scratch files.
     return os.access(folder, os.W_OK)
 
 

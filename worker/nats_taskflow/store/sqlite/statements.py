@@ -1,4 +1,7 @@
-"""Read the named SQL statements of `store/sql`: `-- name: x` starts one, a semicolon ends it."""
+"""Read the named SQL statements of `store/sql`.
+
+`-- name: x` starts one, a semicolon ends it.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ def statements(file: str) -> Mapping[str, str]:
 
 
 def migrations() -> list[list[str]]:
-    """Return the migrations in order, each as its statements: number k leads from schema k to schema k + 1."""
+    """Return the migrations in order, each as its statements.
+
+    Number k leads from schema k to schema k + 1.
+    """
     folder = resources.files("nats_taskflow.store").joinpath("migrations")
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
     return [_split(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _split(script: str) -> list[str]:
-    """Split a script into statements: comment lines fall away, a semicolon at a line's end ends a statement."""
+    # Comment lines fall away, and a semicolon at a line's end ends a statement.
     lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("--")]
     return [part.strip() for part in re.split(r";\s*$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]

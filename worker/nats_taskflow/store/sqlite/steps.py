@@ -1,4 +1,7 @@
-"""Fetch rows until they weigh too much: SQLite makes a row when it is fetched, so what comes after is never loaded."""
+"""Fetch rows until they weigh too much.
+
+SQLite makes a row when it is fetched, so what comes after is never loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ PAGE_BYTES = 512 * 1024
 
 
 class Executor(Protocol):
-    """What is needed of a connection here."""
+    """A connection, as far as this module needs it."""
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> sqlite3.Cursor:
         """Run a statement."""
 
 
 class FetchedRows(NamedTuple):
-    """Rows; `weight`: how many bytes of text and blobs they have together, counted where there was a bound. `cut`: the bound was met."""
+    """Rows, and how much they weigh.
+
+    `weight`: how many bytes of text and blobs they have together, counted where there was a bound. `cut`: the bound was met.
+    """
 
     rows: Sequence[Any]
     weight: int = 0
@@ -32,9 +38,10 @@ class FetchedRows(NamedTuple):
 
 
 def fetch(database: Executor, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
-    """Run a statement and return its rows, up to the one with which they weigh `room` bytes. `ALL`: every row.
+    """Run a statement and return its rows, up to a weight of `room` bytes.
 
-    `heavy`: the column that is weighed, where that is known, for rows that are read by the thousand; it is text or a blob.
+    The row that reaches `room` is the last. `ALL`: every row. `heavy`: the column that is weighed, where that is known, for rows that are
+    read by the thousand; it is text or a blob.
     """
     cursor = database.execute(sql, parameters)
     if room == ALL:

@@ -1,6 +1,7 @@
-"""Open and close the SQLite database: place, lock, checks, settings, migrations; then one writer and two readers.
+"""Open and close the SQLite database, and own its connections.
 
-The order is the promise: nothing is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
+Opening does these in order: place, lock, checks, settings, migrations; then one writer and two readers. The order is the promise: nothing
+is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ class QueryConnection(SqliteReads):
         self.connection = connection
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
-        """Read on the connection's thread."""
         return await _fetch_on(self.connection, sql, parameters, room, heavy)
 
 
@@ -64,10 +64,10 @@ class SqliteFlowStore(SqliteReads):
 
     @classmethod
     async def open(cls, path: str) -> SqliteFlowStore:
-        """Open (and create or migrate) the database at `path`, or a fresh one at `:memory:`.
+        """Open the database at `path`, or a fresh one at `:memory:`.
 
-        Raises `StoreRefused` for a file that is foreign, newer, damaged or badly placed, which is left untouched;
-        `StoreLocked` when another worker holds it.
+        A missing one is created, an old one migrated. Raises `StoreRefused` for a file that is foreign, newer, damaged or badly placed,
+        which is left untouched; `StoreLocked` when another worker holds it.
         """
         if path == MEMORY:
             writer = await configure(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
@@ -110,7 +110,10 @@ class SqliteFlowStore(SqliteReads):
         return store
 
     async def _take_over(self) -> None:
-        """Migrate, count this worker's epoch, and mark the database as in use until `close`."""
+        """Migrate, count this worker's epoch, and mark the database as in use.
+
+        The mark stays until `close`.
+        """
         await migrate(self._writer, self._place)
         await self._writer.execute_fetchall("BEGIN IMMEDIATE")
         self._recovered = await self._meta("clean") == 0
@@ -123,12 +126,10 @@ class SqliteFlowStore(SqliteReads):
         self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
 
     async def _meta(self, name: str) -> int:
-        """Read a number of the `meta` table on the writing connection."""
         rows = list(await self._writer.execute_fetchall(self._upkeep["get_meta"], (name,)))
         return int(rows[0][0])
 
     async def _set_meta(self, name: str, value: int) -> None:
-        """Write a number of the `meta` table."""
         await self._writer.execute_fetchall(self._upkeep["set_meta"], (name, value))
 
     @property
@@ -188,24 +189,31 @@ class SqliteFlowStore(SqliteReads):
 
     @property
     def queries(self) -> Reads:
-        """The reads on the other reading connection; in memory there is only one connection."""
+        """The reads on the other reading connection.
+
+        In memory there is only one connection.
+        """
         return self._queries or self
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
-        """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
+        # In memory the only connection's thread does a transaction in one go.
         if self._closed:
             raise Unavailable(_CLOSED)
         return await _fetch_on(self._reader or self._writer, sql, parameters, room, heavy)
 
     async def ping(self) -> None:
-        """Answer on the writer's thread and the reader's: either can hang while the other answers. The queries' thread may be busy."""
+        """Answer on the writer's thread and the reader's.
+
+        Either can hang while the other answers. The queries' thread may be busy.
+        """
         await super().ping()
         await self._writer.execute_fetchall("SELECT 1")
 
     async def room(self) -> Mapping[str, int]:
-        """Ask the file system, by name: opening the file and closing it again would release SQLite's locks.
+        """Ask the file system, by name, how large the files are.
 
-        On the reader's thread: a disk that hangs must not block the loop, and no thread is started while the worker works.
+        Opening the file and closing it again would release SQLite's locks. It is asked on the reader's thread: a disk that hangs must not
+        block the loop, and no thread is started while the worker works.
         """
         if self._closed or self._reader is None:
             return {}
@@ -219,7 +227,10 @@ class SqliteFlowStore(SqliteReads):
         return (*(connection for connection in reading if connection is not None), self._writer)
 
     async def close(self) -> None:
-        """Close cleanly: the log is folded into the file, and the next start need not check it."""
+        """Close cleanly: the log is folded into the file.
+
+        Then the next start need not check it.
+        """
         if self._closed:
             return
         self._closed = True
@@ -249,20 +260,22 @@ async def _connect_reader(file: Path) -> aiosqlite.Connection:
 async def _fetch_on(
     connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None
 ) -> FetchedRows:
-    """Fetch on a connection's thread."""
     fetched: FetchedRows = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
     return fetched
 
 
 async def _connect(database: str, **options: Any) -> aiosqlite.Connection:
-    """Connect, on a thread that does not keep the process alive: after a close that failed, the worker must end all the same."""
+    # The thread must not keep the process alive: after a close that failed, the worker must end all the same.
     connection = aiosqlite.connect(database, isolation_level=None, **options)
     connection._thread.daemon = True  # noqa: SLF001  # there is no other way; what the thread leaves undone, a crash would undo too
     return await connection
 
 
 def _start_error(error: Exception, file: Path) -> Exception:
-    """Return the error that ends a start: an `Unavailable` has nobody yet who would try again later."""
+    """Return the error that ends a start.
+
+    An `Unavailable` asks for a later try, and at a start nobody makes one.
+    """
     if not isinstance(error, Unavailable):
         return error
     if error.details.get("full"):

@@ -1,4 +1,7 @@
-"""Load and save a batch in one SQLite transaction: a fixed number of statements, set-based or `executemany`, whatever its size."""
+"""Load and save a batch in one SQLite transaction.
+
+It takes a fixed number of statements, set-based or `executemany`, whatever the size of the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from nats_taskflow.wire.outcomes import EXPIRED
 
 
 class SqliteTransaction(BatchLoader):
-    """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection, from beginning to end on its thread.
+    """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection.
 
-    `last` says how far it has come: true once it is committed.
+    It is on its thread from beginning to end. `last` says how far it has come: true once it is committed.
     """
 
     def __init__(self, database: sqlite3.Connection, epoch: int, last: Sequences) -> None:
@@ -32,7 +35,10 @@ class SqliteTransaction(BatchLoader):
             raise StoreLocked(message)
 
     def commit(self) -> None:
-        """Make the batch durable: with `synchronous=FULL` this returns once the log is on disk."""
+        """Make the batch durable.
+
+        With `synchronous=FULL` this returns once the log is on disk.
+        """
         self._database.execute("COMMIT")
 
     def rollback(self) -> None:
@@ -48,7 +54,10 @@ class SqliteTransaction(BatchLoader):
 
     @property
     def last(self) -> Sequences:
-        """The highest row numbers used so far, and the last place of each stream, with those of this transaction."""
+        """The highest row numbers used so far, and the last place of each stream.
+
+        Those of this transaction are counted.
+        """
         return self._last._replace(places={**self._last.places, **self._places})
 
     def save(self, batch: Batch) -> None:
@@ -100,7 +109,7 @@ class SqliteTransaction(BatchLoader):
                 self._places[row.source] = row.source_seq
 
     def _save_outgoing(self, batch: Batch) -> None:
-        """Queue messages to delegates, but not the request of a wait that the batch has ended again."""
+        # The request of a wait that the batch has ended again is not queued.
         over = set(batch.closed)
         messages = [m for m in batch.outgoing if m.kind == "cancel" or (m.flow_id, m.wait_id) not in over]
         self._many("insert_outgoing", [rows.outgoing_insert(self._numbers[m.flow_id], m, self._now) for m in messages])
@@ -122,5 +131,4 @@ class SqliteTransaction(BatchLoader):
             raise LostRace(message)
 
     def _many(self, name: str, values: list[tuple[Any, ...]]) -> int:
-        """Run a named statement for all values; returns how many rows it changed."""
         return self._each(self._saves[name], values)

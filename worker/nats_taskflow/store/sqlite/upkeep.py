@@ -1,4 +1,7 @@
-"""Maintain the database in a transaction: expire, prune, release, and note how far outlets and attempts have come."""
+"""Maintain the database in a transaction: expire, prune, release.
+
+It also notes how far outlets and attempts have come.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,9 @@ class Upkeep:
         self._log = structlog.get_logger("store")
 
     def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:
-        """Run a statement and return its rows."""
         return self._database.execute(sql, parameters).fetchall()
 
     def _each(self, sql: str, values: Collection[Sequence[Any]]) -> int:
-        """Run a statement for all values, if there are any; returns how many rows it changed."""
         return self._database.executemany(sql, values).rowcount if values else 0
 
     def expire_held(self, now: Micros, limit: int) -> int:
@@ -59,7 +60,7 @@ class Upkeep:
         return len(expired)
 
     def prune_flows(self, older_than: Micros, limit: int) -> int:
-        """Delete ended flows whose events are all published, with everything that hangs on them."""
+        """Delete ended flows whose events are all published, and all their rows."""
         flows = self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
         numbers = [(n,) for n, *_ in flows]
         for name in ("bury_flow", "prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
@@ -99,7 +100,7 @@ class Upkeep:
         self._fetch(self._upkeep["forget_restored"])
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Return which messages in the window may have been begun: those that have no outcome yet."""
+        """Return the messages in the window that may have been begun."""
         self._fetch(self._upkeep["forget_attempts"], (source, born))
         self._fetch(self._upkeep["note_born"], (source, born))
         known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], (source, above, up_to, replies))}

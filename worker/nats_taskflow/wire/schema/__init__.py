@@ -1,1 +1,4 @@
-"""JSON Schema and AsyncAPI of every message, from the types that read and write them. Begin with `documents`."""
+"""JSON Schema and AsyncAPI of every message.
+
+They are made from the types that read and write the messages. Begin with `documents`.
+"""

@@ -1,4 +1,7 @@
-"""Describe the subjects as AsyncAPI 3.0: who sends what where, and what comes back (`schemas/asyncapi.json`)."""
+"""Describe the subjects as AsyncAPI 3.0 (`schemas/asyncapi.json`).
+
+It says who sends what where, and what comes back.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +190,7 @@ def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:
 
 
 def _example(payload: Part) -> Part:
-    """Name the file with a message of this schema, as it was on the wire. An extension: what the specification has holds no files."""
+    # An extension names the file with a message of this schema: what the specification has for examples holds no files.
     return {"x-example": payload["$ref"].replace("./", "./examples/", 1)} if "$ref" in payload else {}
 
 

@@ -1,6 +1,7 @@
-"""Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
+"""Describe every message as JSON Schema 2020-12 (`schemas/` in the project).
 
-`documents` returns all files; `docs.generate.schemas` in the repository writes them, and a test fails when they drift.
+The schemas are made from the very types that read and write the messages. `documents` returns all files; `docs.generate.schemas` in the
+repository writes them, and a test fails when they drift.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEn
 
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply on a configured topic, when headers do not say it all. `flow_id` is a filter: the reply is for that flow only.
+    """A reply on a configured topic, when headers do not say it all.
 
-    Where header `Correlation-Id` or the subject carries the correlation id, the whole body may be the payload instead.
+    `flow_id` is a filter: the reply is for that flow only. Where header `Correlation-Id` or the subject carries the correlation id, the
+    whole body may be the payload instead.
     """
 
     correlation_id: Key
@@ -69,7 +71,10 @@ class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResumeMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The reference's message on `taskflow.resume`: a reply for one flow, whatever subject it would have come on."""
+    """The reference's message on `taskflow.resume`: a reply for one flow.
+
+    It is for that flow whatever subject it would have come on.
+    """
 
     flow_id: FlowId
     topic: Key
@@ -78,7 +83,10 @@ class ResumeMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The reference system's bus envelope, taken off every inbound message; `payload` is the message itself."""
+    """The reference system's bus envelope, taken off every inbound message.
+
+    `payload` is the message itself.
+    """
 
     id: str
     timestamp: str
@@ -109,15 +117,18 @@ def _operations() -> list[str]:
 
 
 def _listed() -> Iterable[tuple[str, str, Any]]:
-    """List the files: name, title (which generators of code make the name of a type), type."""
+    """List the files: name, title, type.
+
+    Generators of code name the type after the title.
+    """
     for verb, shape in COMMANDS.items():
         yield f"command.{verb}.json", f"{_camel(verb)}Command", shape
     for verb, shape in QUERIES.items():
         yield f"query.{verb}.json", f"{_camel(verb)}Query", shape
     for verb, actions in OPERATIONS.items():
-        for action, asked in actions.items():
+        for action, request in actions.items():
             name = f"{verb}.{action}" if action else verb
-            yield f"admin.{name}.json", f"Admin{_camel(name)}Request", asked
+            yield f"admin.{name}.json", f"Admin{_camel(name)}Request", request
     for name, answer in ANSWERS.items():
         yield f"answer.{name}.json", f"Admin{_camel(name)}Answer", answer
     yield "wait-condition.json", "WaitCondition", WaitCondition
@@ -138,7 +149,7 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
 
 
 def _camel(name: str) -> str:
-    """Spell a name as a type's: `dlq.list` → `DlqList`."""
+    # `dlq.list` → `DlqList`
     return "".join(word.capitalize() for word in name.replace("_", ".").split("."))
 
 
@@ -161,7 +172,10 @@ def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
 
 
 def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
-    """Return definitions in which the one of this name, which has a `kind` and a `payload`, is one of several: one for each kind."""
+    """Return definitions in which one is split into several, one for each kind.
+
+    That is the one of this name. It has a `kind` and a `payload`.
+    """
     plain = defs[name]
     typed = dict(defs)
     for kind, shape in PAYLOADS.items():
@@ -176,9 +190,10 @@ def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, 
 
 
 def _complete(schema: Schema) -> Schema:
-    """Require what is always written: a default only says what the worker writes, not that it may be missing.
+    """Require what is always written.
 
-    What may be too heavy for the broker is there unless it is said to be left out.
+    A default only says what the worker writes, not that it may be missing. What may be too heavy for the broker is there unless it is said
+    to be left out.
     """
     fields = schema.get("properties", {})
     written = [name for name, part in fields.items() if "default" in part or name in schema.get("required", ())]
@@ -188,19 +203,18 @@ def _complete(schema: Schema) -> Schema:
 
 
 def _present(names: list[str]) -> Schema:
-    """Require fields that may be absent otherwise."""
     return {"required": names, "properties": {name: {} for name in names}}
 
 
 def _require(field: str) -> Schema:
-    """Require a field of text that may also be absent."""
     return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
 def _spell(part: Any) -> Any:
-    r"""Spell a schema for others: patterns as ECMA 262 has them (`^…$` for Python's `\A…\Z`), their names, text for users.
+    r"""Rewrite a schema for readers outside Python.
 
-    OpenAPI's `discriminator` goes: JSON Schema has no such keyword, and the variants name their kind themselves.
+    Patterns are as ECMA 262 has them (`^…$` for Python's `\A…\Z`), types have their public names, and texts are for users. OpenAPI's
+    `discriminator` goes: JSON Schema has no such keyword, and the variants name their kind themselves.
     """
     if isinstance(part, list):
         return [_spell(value) for value in part]
