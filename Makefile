@@ -129,7 +129,7 @@ $(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
 
 # Another PYTHON than that of .venv makes it anew.
 ifneq ($(PYTHON),)
-ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+ifneq ($(shell $(PYTHON) -V 2>&1 || true),$(shell $(BIN)/python -V 2>&1))
 .PHONY: $(READY)
 endif
 endif
