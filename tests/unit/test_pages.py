@@ -47,10 +47,16 @@ def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
     assert [place for place, text in found if unfit(text)] == []
 
 
+def test_a_server_that_the_pages_start_listens_to_this_machine_alone() -> None:
+    started = [line for _, text in commands() for line in text.splitlines() if "nats-server --jetstream" in line]
+    assert started
+    assert [line for line in started if "--addr 127.0.0.1 " not in line] == []
+
+
 def test_what_the_pages_have_people_make_in_the_clone_is_ignored_by_git() -> None:
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     saved = re.findall(r"Save it as `([\w.]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
-    folders = [found for _, text in commands() for found in re.findall(r"^mkdir (\w+) && cd \1$", text, re.MULTILINE)]
+    folders = [found for _, text in commands() for found in re.findall(r"^mkdir -p (\w+) && cd \1$", text, re.MULTILINE)]
     assert len(saved) == 2, "each program of the README says how to run it"
     assert folders == ["tutorial"]
     assert [name for name in saved if f"/{name}" not in ignored] == []
