@@ -69,3 +69,17 @@ def test_no_program_to_copy_answers_ctrl_c_with_a_traceback() -> None:
     endless = re.compile(r"asyncio\.Event\(\)\.wait\(\)|(?:asyncio\.run\(|await )\w+(?:\(\w*\))?\.run\(\)|stop_on=(?!.*SIGINT)")
     assert any("stop_on=" in text for _, text in shown)
     assert [place for place, text in shown + kept if endless.search(text)] == []
+
+
+def test_no_source_sends_its_readers_to_a_page_that_is_not_there() -> None:
+    sources = [path for folder in ("worker", "tests", "bench", "deploy", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
+    there = {path.name for path in ROOT.glob("*.md")} | {"SKILL.md"}
+    named = {found: path for path in sources for found in re.findall(r"\b[A-Z]{4,}\.md\b", path.read_text(encoding="utf-8"))}
+    assert {page: path for page, path in named.items() if page not in there} == {}
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = [(page, name) for page in pages() for name in re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8"))]
+    assert named
+    assert [(page, name) for page, name in named if f"def {name}(" not in tests] == []
