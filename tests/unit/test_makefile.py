@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -142,3 +143,9 @@ def test_a_package_index_out_of_reach_is_said_in_words_of_ours(clone: Path, said
     assert sentence in done.stderr
     assert ("No matching" in done.stderr) == ("No matching" in sentence)
     assert not (clone / ".venv" / ".ready").exists()
+
+
+def test_the_help_of_check_names_the_stages_that_are_run() -> None:
+    stages = re.findall(r"^for name in (.*); do$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    said = re.findall(r"^check: ## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"[a-z]+(?:-[a-z]+)*", said[0].partition(":")[2]) == stages[0].split()
