@@ -103,7 +103,7 @@ schemas: $(READY) ## Write schemas/ again from the message types
 deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate, checkov and bandit judge deploy/ and the code (a minute more the first time)
 	@$(JUDGES)/bin/python deploy/check.py
 
-check: ## Everything above, as .ci/run does it before a change is merged
+check: ## Run what a change has to pass before it is merged: lint, type, drift, newcomer, deploy-check, test-pythons, test, test-rest
 	@./.ci/run
 
 lock: $(BIN)/uv ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade takes the newest)
@@ -129,7 +129,7 @@ $(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
 
 # Another PYTHON than that of .venv makes it anew.
 ifneq ($(PYTHON),)
-ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+ifneq ($(shell $(PYTHON) -V 2>&1 || true),$(shell $(BIN)/python -V 2>&1))
 .PHONY: $(READY)
 endif
 endif

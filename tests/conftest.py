@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,12 +30,23 @@ SEED = int(os.environ.get("TASKFLOW_SEED", "20261121"))
 EXAMPLES = {Tests.QUICK: 25, Tests.REST: 100, Tests.ALL: 100, Tests.NIGHTLY: 1000}
 """How many examples hypothesis makes up for each property."""
 T = TypeVar("T")
+_SCENARIO = re.compile(r'mark\.scenario\("([^"]+)"\)')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of one fault scenario by name, and the writing of the table of durations."""
-    parser.addoption("--scenario", default="", help="run one fault scenario; a name that does not exist lists them all")
+    parser.addoption("--scenario", default="", help="run one fault scenario; `list` names them all")
     parser.addoption("--write-durations", action="store_true", help="write tests/durations.tsv anew from this run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Name the fault scenarios instead of running tests where that is asked for."""
+    if config.getoption("--scenario") != "list":
+        return None
+    sources = [path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "faults").glob("test_*.py")]
+    sys.stdout.writelines(f"{name}\n" for name in sorted({name for text in sources for name in _SCENARIO.findall(text)}))
+    return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -779,6 +779,14 @@ async def test_a_data_directory_belongs_to_one_server(tmp_path: Path) -> None:
     await again.stop()
 
 
+@pytest.mark.parametrize("name", ["josé ü", "crab 🦀", 'a "quoted" one', "back\\slash", "two\nlines", "$HOME {#;\x7f", "\udcff"], ids=ascii)
+async def test_any_name_of_a_folder_reaches_the_server(tmp_path: Path, name: str) -> None:
+    server = EmbeddedServer(tmp_path / name)
+    await server.start()
+    await server.stop()
+    assert (tmp_path / name / "jetstream").is_dir()
+
+
 async def test_a_broken_configuration_is_said_with_the_servers_words(tmp_path: Path) -> None:
     with pytest.raises(ServerRefused, match=r"ended at once.*nonsense"):
         await EmbeddedServer(tmp_path / "s", extra_config="nonsense_setting: 1").start()

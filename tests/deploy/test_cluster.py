@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from nats_taskflow.bus.nats.server import EmbeddedServer, find_server
+from nats_taskflow.bus.nats.server import EmbeddedServer, find_server, quote
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, encoded
 from tests.eventually import eventually
@@ -87,7 +87,7 @@ class Cluster(EmbeddedServer):
             ('listen: "0.0.0.0:4222"', f'listen: "127.0.0.1:{self.clients[name]}"'),
             ('http: "127.0.0.1:8222"', f'http: "127.0.0.1:{self.monitors[name]}"'),
             ('listen: "0.0.0.0:6222"', f'listen: "127.0.0.1:{self.routes[name]}"'),
-            ('store_dir: "/var/lib/nats/jetstream"', f'store_dir: "{self.folder / name}"'),
+            ('store_dir: "/var/lib/nats/jetstream"', f"store_dir: {quote(self.folder / name)}"),
         ):
             assert text.count(shipped) == 1, f"deploy/nats/nats-cluster.conf has no {shipped}"
             text = text.replace(shipped, ours)

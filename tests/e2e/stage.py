@@ -1,4 +1,4 @@
-"""The stage of the end-to-end tests: a real nats-server, a real worker process, and agents that speak only CONTRACT.md.
+"""The stage of the end-to-end tests: a real nats-server, a real worker process, and agents that know only the contract.
 
 The worker is whatever `python -m nats_taskflow run` is; the test kills, stops and starts it. Once it is stopped, a copy of its
 database shows what really happened.

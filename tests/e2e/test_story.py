@@ -1,4 +1,4 @@
-"""What an agent can do with a worker, over a real broker, in the words of CONTRACT.md."""
+"""What an agent can do with a worker, over a real broker, in the words of the contract."""
 
 from __future__ import annotations
 

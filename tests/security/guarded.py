@@ -16,7 +16,7 @@ import nkeys
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer, quote
 from tests.e2e.stage import Agent, Ended, Sent, Stage
 from tests.ports import kept_port
 
@@ -85,7 +85,8 @@ class Guarded(Stage):
         data.mkdir(parents=True)
         self.keys = {name: new_key(folder, name) for name in names()}
         filled(data, self.keys)
-        block = f'jetstream {{ store_dir: "{data / "jetstream"}", {jetstream} }}\n' if jetstream else ""  # in place of the one before it
+        # In place of the one before it.
+        block = f"jetstream {{ store_dir: {quote(data / 'jetstream')}, {jetstream} }}\n" if jetstream else ""
         server = EmbeddedServer(data, kept_port(), extra_config=f'{block}include "{permissions}"')
         listed = {"TASKFLOW_CONFIG": str(TEMPLATES / "worker.toml")}
         super().__init__(folder, settings={**self.credentials("worker"), **listed, **(settings or {})}, server=server)

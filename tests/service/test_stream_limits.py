@@ -14,7 +14,7 @@ from nats.js.errors import APIError
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer, quote
 from nats_taskflow.bus.port import ConsumerSpec, OutgoingMessage, StreamSpec
 from nats_taskflow.config import Config, load
 from nats_taskflow.errors import TopologyRefused
@@ -69,7 +69,7 @@ async def small(tmp_path: Path) -> Small:
     @asynccontextmanager
     async def started(extra: str) -> AsyncIterator[Broker]:
         server = EmbeddedServer(
-            tmp_path / "nats", kept_port(), sync_always=False, extra_config=extra.replace("STORE", str(tmp_path / "js"))
+            tmp_path / "nats", kept_port(), sync_always=False, extra_config=extra.replace("STORE", quote(tmp_path / "js"))
         )
         await server.start()
         bus, client = JetStreamBus(NatsOptions(servers=(server.url,))), await nats.connect(server.url)
@@ -84,7 +84,7 @@ async def small(tmp_path: Path) -> Small:
     return started
 
 
-SMALL_STORE = 'jetstream { store_dir: "STORE", max_file_store: 60MB }'
+SMALL_STORE = "jetstream { store_dir: STORE, max_file_store: 60MB }"
 
 
 async def test_a_full_inbound_stream_leaves_events_and_dead_letters_their_room(small: Small) -> None:

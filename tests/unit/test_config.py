@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import nats_taskflow.config as config_room
 from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.config import Config, SourcedValue, describe_settings, load, settings
 from nats_taskflow.errors import ConfigError
@@ -57,6 +59,21 @@ def private(path: Path, text: str = "secret") -> str:
     path.write_text(text, encoding="utf-8")
     path.chmod(0o600)
     return str(path)
+
+
+def types(hint: Any) -> Iterator[type]:
+    """Give the classes of ours that an annotation is made of."""
+    if isinstance(hint, type) and hint.__module__.startswith("nats_taskflow."):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from types(part)
+
+
+def test_whatever_a_configuration_is_made_of_is_exported() -> None:
+    parts = {part for hint in typing.get_type_hints(Config).values() for part in types(hint)}
+    assert len(parts) > 10
+    assert [part.__name__ for part in parts if getattr(config_room, part.__name__, None) is not part] == []
+    assert [part.__name__ for part in parts if part.__name__ not in config_room.__all__] == []
 
 
 # -- defaults, precedence, origins ---------------------------------------------------------------------------------------------------

@@ -47,10 +47,16 @@ def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
     assert [place for place, text in found if unfit(text)] == []
 
 
+def test_a_server_that_the_pages_start_listens_to_this_machine_alone() -> None:
+    started = [line for _, text in commands() for line in text.splitlines() if "nats-server --jetstream" in line]
+    assert started
+    assert [line for line in started if "--addr 127.0.0.1 " not in line] == []
+
+
 def test_what_the_pages_have_people_make_in_the_clone_is_ignored_by_git() -> None:
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     saved = re.findall(r"Save it as `([\w.]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
-    folders = [found for _, text in commands() for found in re.findall(r"^mkdir (\w+) && cd \1$", text, re.MULTILINE)]
+    folders = [found for _, text in commands() for found in re.findall(r"^mkdir -p (\w+) && cd \1$", text, re.MULTILINE)]
     assert len(saved) == 2, "each program of the README says how to run it"
     assert folders == ["tutorial"]
     assert [name for name in saved if f"/{name}" not in ignored] == []
@@ -63,3 +69,17 @@ def test_no_program_to_copy_answers_ctrl_c_with_a_traceback() -> None:
     endless = re.compile(r"asyncio\.Event\(\)\.wait\(\)|(?:asyncio\.run\(|await )\w+(?:\(\w*\))?\.run\(\)|stop_on=(?!.*SIGINT)")
     assert any("stop_on=" in text for _, text in shown)
     assert [place for place, text in shown + kept if endless.search(text)] == []
+
+
+def test_no_source_sends_its_readers_to_a_page_that_is_not_there() -> None:
+    sources = [path for folder in ("worker", "tests", "bench", "deploy", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
+    there = {path.name for path in ROOT.glob("*.md")} | {"SKILL.md"}
+    named = {found: path for path in sources for found in re.findall(r"\b[A-Z]{4,}\.md\b", path.read_text(encoding="utf-8"))}
+    assert {page: path for page, path in named.items() if page not in there} == {}
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = [(page, name) for page in pages() for name in re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8"))]
+    assert named
+    assert [(page, name) for page, name in named if f"def {name}(" not in tests] == []

@@ -55,6 +55,20 @@ def test_what_no_page_shows_has_not() -> None:
 
 
 @pytest.mark.slow
+def test_the_scenarios_are_listed_and_an_unknown_one_is_refused_with_the_list() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/faults", "--scenario"]
+    done, refused = (
+        subprocess.run([*command, name], cwd=ROOT, capture_output=True, text=True, check=False) for name in ("list", "kill-nobody")
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    names = done.stdout.split()
+    assert "kill-worker" in names
+    assert names == sorted(names)
+    assert refused.returncode == 4
+    assert ", ".join(names) in refused.stderr
+
+
+@pytest.mark.slow
 def test_each_fault_family_is_played_by_the_quick_run() -> None:
     """A family is a row of the page's table: one of its scenarios is enough."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/faults"]

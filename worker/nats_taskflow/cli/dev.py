@@ -154,7 +154,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
         f"  Store   {absolute_path(config.store.path)}",
         f"  Health  {health}",
         "",
-        "  Try, in another terminal (of the id, for FLOW, the end is enough):",
+        "  Try, in another terminal (FLOW: the last eight digits of the id):",
         *_exports(url, prefix),
         f"    {program} flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'",
         f"    {program} flow wait FLOW --manual 'approve?'",

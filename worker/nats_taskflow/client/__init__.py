@@ -1,4 +1,4 @@
-"""The agents' side: clients, agents and delegates that speak CONTRACT.md on NATS.
+"""The agents' side: clients, agents and delegates on NATS.
 
     async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate") as flows:
         flow = await flows.start(controller_id="kate/inbox", goal="triage the inbox")

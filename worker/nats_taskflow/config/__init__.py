@@ -18,6 +18,8 @@ from nats_taskflow.config.settings import (
     LogConfig,
     MetricsConfig,
     NatsConfig,
+    OtelConfig,
+    QuotaConfig,
     StoreConfig,
     StreamConfig,
     SubjectsConfig,
@@ -25,14 +27,20 @@ from nats_taskflow.config.settings import (
 )
 from nats_taskflow.config.show import describe_settings
 from nats_taskflow.config.sources import SourcedValue
+from nats_taskflow.wire.delegates import DelegateOwners
+from nats_taskflow.wire.reply_bindings import Binding
 
 __all__ = [
+    "Binding",
     "Config",
+    "DelegateOwners",
     "EngineConfig",
     "HttpConfig",
     "LogConfig",
     "MetricsConfig",
     "NatsConfig",
+    "OtelConfig",
+    "QuotaConfig",
     "Secret",
     "Setting",
     "SourcedValue",

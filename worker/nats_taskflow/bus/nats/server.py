@@ -60,6 +60,15 @@ def find_server(path: str | None = None) -> Path:
     return Path(binary).resolve()
 
 
+def quote(text: str | Path) -> str:
+    r"""Quote a text or a path for the server's configuration, which is not JSON: it knows no `\u00e9`, but `\xc3\xa9`."""
+
+    def escape(char: str) -> str:
+        return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+
+    return '"' + "".join(char if char.isprintable() and char not in '"\\' else escape(char) for char in str(text)) + '"'
+
+
 class EmbeddedServer:
     """A JetStream server with its streams in `data_dir`.
 
@@ -155,8 +164,7 @@ class EmbeddedServer:
         await self.start()
 
     def _config(self) -> str:
-        """Return the server's configuration, whose strings are quoted as in JSON."""
-        quoted = {"store": json.dumps(str(self._dir / "jetstream")), "dir": json.dumps(str(self._dir))}
+        """Return the text of the server's configuration."""
         return "\n".join(
             (
                 "# Written at every start by nats-taskflow: edits are lost.",
@@ -165,8 +173,8 @@ class EmbeddedServer:
                 "http: 127.0.0.1:-1",
                 "server_name: taskflow-embedded",
                 f"max_payload: {self._max_payload}",
-                f"ports_file_dir: {quoted['dir']}",
-                f'jetstream {{ store_dir: {quoted["store"]}, sync_interval: "{self._sync}" }}',
+                f"ports_file_dir: {quote(self._dir)}",
+                f'jetstream {{ store_dir: {quote(self._dir / "jetstream")}, sync_interval: "{self._sync}" }}',
                 self.extra_config,
                 "",
             )
