@@ -1,4 +1,4 @@
-"""Run what the README tells a newcomer to run: its Python snippet, word for word, against a worker."""
+"""Run what the README tells a newcomer to run: its Python programs, word for word, with a worker, without one, and without a server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.config import Config
 from tests.e2e.stage import Stage
 from tests.pages import blocks
 from tests.ports import kept_port
@@ -18,24 +20,34 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 SNIPPETS: list[str] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PROGRAMS = [block.text for page in ("README.md", "docs/tutorial.md") for block in blocks(page) if "asyncio.run(" in block.text]
+NAMES = ["readme", "client", "tutorial"]
 
 
-def test_the_python_snippets_name_the_address_of_make_run() -> None:
-    assert len(SNIPPETS) == 2
-    assert all('"nats://127.0.0.1:4222"' in snippet for snippet in SNIPPETS)
+def test_the_programs_find_the_server_of_make_run() -> None:
+    assert [block in PROGRAMS for block in SNIPPETS] == [True, True]
+    (default,) = Config().nats.url
+    assert f'os.environ.get("NATS_URL", "{default}")' in SNIPPETS[0]
+    assert 'FlowClient.connect(agent="kate"' in SNIPPETS[1], "takes NATS_URL, or the default"
+
+
+async def run(program: str, folder: Path, url: str) -> tuple[int | None, str, str]:
+    """Run a program; returns its exit code, what it prints, and what it says on stderr."""
+    script = folder / "first.py"
+    script.write_text(program, encoding="utf-8")
+    pipe = asyncio.subprocess.PIPE
+    environment = {**os.environ, "NATS_URL": url}
+    process = await asyncio.create_subprocess_exec(sys.executable, str(script), cwd=folder, env=environment, stdout=pipe, stderr=pipe)
+    printed, said = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, printed.decode(), said.decode()
 
 
 async def told(snippet: str, folder: Path) -> list[str]:
     """Run a snippet against a worker, and return the lines it prints."""
     async with Stage(folder) as stage:
-        script = folder / "first.py"
-        script.write_text(snippet.replace("nats://127.0.0.1:4222", stage.url), encoding="utf-8")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        said, _ = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0, said.decode()
-    return said.decode().splitlines()
+        code, printed, said = await run(snippet, folder, stage.url)
+    assert (code, said) == (0, "")
+    return printed.splitlines()
 
 
 @pytest.mark.e2e
@@ -50,20 +62,24 @@ async def test_the_agent_in_ten_lines_does_the_same(tmp_path: Path) -> None:
     assert await told(SNIPPETS[1], tmp_path) == ["resumed with {'answer': 43}"]
 
 
-RAW = [block.text for page in ("README.md", "docs/tutorial.md") for block in blocks(page) if "nats.connect(" in block.text]
+@pytest.mark.e2e
+@pytest.mark.parametrize("program", PROGRAMS, ids=NAMES)
+async def test_a_program_without_a_server_ends_with_one_sentence(program: str, tmp_path: Path) -> None:
+    code, printed, said = await run(program, tmp_path, f"nats://127.0.0.1:{kept_port()}")
+    assert (code, printed) == (1, "")
+    (sentence,) = said.splitlines()
+    assert "run?" in sentence
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("snippet", RAW, ids=["readme", "tutorial"])
-async def test_a_program_without_a_server_ends_with_one_sentence(snippet: str, tmp_path: Path) -> None:
-    nowhere = f"nats://127.0.0.1:{kept_port()}"
-    program = tmp_path / "first.py"
-    program.write_text(snippet.replace("nats://127.0.0.1:4222", nowhere), encoding="utf-8")
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), env={**os.environ, "NATS_URL": nowhere}, stdout=pipe, stderr=pipe
-    )
-    printed, said = await asyncio.wait_for(process.communicate(), 30)
-    assert (printed, process.returncode) == (b"", 1)
-    (sentence,) = said.decode().splitlines()
+@pytest.mark.parametrize("program", PROGRAMS, ids=NAMES)
+async def test_a_program_without_a_worker_ends_with_one_sentence(program: str, tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "nats", kept_port(), sync_always=False)
+    await server.start()
+    try:
+        code, printed, said = await run(program, tmp_path, server.url)
+    finally:
+        await server.stop()
+    assert (code, printed) == (1, "")
+    (sentence,) = said.splitlines()
     assert "run?" in sentence
