@@ -39,6 +39,18 @@ def test_the_table_that_is_there_is_one_that_would_be_written() -> None:
     assert read(text)
 
 
+def is_there(name: str) -> bool:
+    """Tell whether a test's file has its function or class; its cases may be made only when it is collected."""
+    path, test = name.partition("[")[0].split("::")[:2]
+    source = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).exists() else ""
+    return re.search(rf"^(?:(?:async )?def |class )?{test}\b", source, re.MULTILINE) is not None
+
+
+def test_the_table_names_no_test_that_is_gone() -> None:
+    gone = [name for name in read(TABLE.read_text(encoding="utf-8")) if not is_there(name)]
+    assert gone == [], "a test was renamed: rename its row, too"
+
+
 def test_a_file_names_the_group_of_its_tests() -> None:
     assert group(ROOT, "tests/unit/test_interleavings.py::test_x[a::b@c]") == "interleavings"
     assert group(ROOT, "tests/unit/test_waits.py::test_x") == "tests/unit/test_waits.py::test_x"
