@@ -70,7 +70,7 @@ def test_a_request_is_in_the_next_batch_however_long_the_line_is() -> None:
 def test_while_a_batch_takes_all_there_is_everything_shares_it() -> None:
     queue = filled(Queue(4), ["m0", "m1"], [("r0", "kate")])
     queue.put(a_timer("t0"))
-    assert names(queue.take()) == ["t0", "r0", "m0", "m1"]
+    assert names(queue.take()) == ["r0", "m0", "m1", "t0"]
 
 
 def test_in_a_flood_of_messages_timers_and_requests_have_transactions_of_their_own() -> None:
@@ -99,7 +99,7 @@ def test_floods_in_every_line_take_turns(size: int) -> None:
     for number in range(9):
         queue.put(a_timer(f"t{number}"))
     taken = [names(queue.take()) for _ in range(6)]
-    assert [batch[0][0] for batch in taken] == ["t", "r", "m", "t", "r", "m"]
+    assert [batch[0][0] for batch in taken] == ["r", "t", "m", "r", "t", "m"]
     assert {len(batch) for batch in taken} == {size}
 
 

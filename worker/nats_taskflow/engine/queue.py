@@ -4,10 +4,10 @@ Agents take turns: one that sends much delays nobody but itself. Each agent's ow
 replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before an earlier reply
 waits for that reply by itself (R9).
 
-Time waits for nobody, and somebody waits for the answer to a request: so what time brings (and this process itself), requests, and messages
-each have a line. As long as a batch takes all there is, they share it. Where it does not, each line in turn has a transaction of its own:
-no flood in one delays what is in another by more than the transaction that runs (RELIABILITY 4, row 53). Housekeeping has its own, too,
-after each batch one.
+Time waits for nobody, and somebody waits for the answer to a request: so what time brings, requests, and messages (with what this process
+asks) each have a line. As long as a batch takes all there is, they share it. Where it does not, each line in turn has a transaction of its
+own: no flood in one delays what is in another by more than the transaction that runs (RELIABILITY 4, row 53). Housekeeping has its own,
+too, after each batch one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, final
 import msgspec
 
 from nats_taskflow.engine.submission import Submission
-from nats_taskflow.flow.stimuli import Reply
+from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
 from nats_taskflow.store.port import Work
 
 MAX_BYTES = 1024 * 1024
@@ -119,6 +119,10 @@ class SourceTurns:
         return items
 
 
+_TIMED = frozenset({DeadlinePassed, FollowUp})
+"""What time brings, and what earlier transactions left to do."""
+
+
 class Queue:
     """Messages, requests and housekeeping on their way to a transaction.
 
@@ -127,10 +131,11 @@ class Queue:
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._internal = SourceTurns()
         self._requests = SourceTurns()
         self._messages = SourceTurns()
-        self._lines = deque((self._internal, self._requests, self._messages))  # who is first is next
+        self._timed = SourceTurns()
+        self._lines = self._requests, self._messages, self._timed
+        self._turns = deque((self._timed, self._requests, self._messages))  # in a flood: who is first is next
         self._crowded = False
         self._jobs: deque[Job] = deque()
         self._job_is_next = True
@@ -140,7 +145,7 @@ class Queue:
 
     @property
     def _count(self) -> int:
-        return self._internal.count + self._requests.count + self._messages.count
+        return self._timed.count + self._requests.count + self._messages.count
 
     def put(self, item: Submission | Job) -> None:
         """Append to its line."""
@@ -148,15 +153,19 @@ class Queue:
             self._jobs.append(item)
         elif item.request:
             self._requests.put(item)
+        elif type(item.what) in _TIMED:
+            self._timed.put(item)
         else:
-            (self._internal if item.seq is None else self._messages).put(item)
+            self._messages.put(item)
 
     def put_back(self, submissions: list[Submission]) -> None:
         """Put back what was taken: it is next in its line, in its order."""
         self._crowded = self._crowded or bool(submissions)
         for item in reversed(submissions):
-            line = self._requests if item.request else self._internal if item.seq is None else self._messages
-            line.put_back(item)
+            self._line_of(item).put_back(item)
+
+    def _line_of(self, item: Submission) -> SourceTurns:
+        return self._requests if item.request else self._timed if type(item.what) in _TIMED else self._messages
 
     def take(self) -> Job | list[Submission]:
         """Return the next job, or the next batch. There must be something."""
@@ -168,13 +177,13 @@ class Queue:
             return suspects
         batch: list[Submission] = []
         room = MAX_BYTES
-        lines = [line for line in self._lines if line.count]
+        lines = [line for line in (self._turns if self._crowded else self._lines) if line.count]
         for line in lines[:1] if self._crowded else lines:
             before = len(batch)
             room = line.take(batch, self._max_batch, room)
             if len(batch) > before:
-                self._lines.remove(line)
-                self._lines.append(line)
+                self._turns.remove(line)
+                self._turns.append(line)
         self._crowded = self._count > 0
         return batch
 
